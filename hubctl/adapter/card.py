@@ -1,0 +1,134 @@
+"""The model card of an adapter: README.md with the metadata that the Hub indexes.
+
+Field names follow the Hub's model-card specification (huggingface/hub-docs, `modelcard.md`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubctl.errors import AdapterError
+from hubctl.families import Task
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A picture of the gallery: the prompt, and the file beside the card."""
+
+    text: str
+    file: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """What the card of an adapter says."""
+
+    title: str
+    base_model: str
+    task: Task
+    library: str
+    """`diffusers` or `peft`: what loads it unaided."""
+    summary: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    instance_prompt: str | None = None
+    license: str | None = None
+    samples: Sequence[Sample] = ()
+    pictures: Sequence[str] = ()
+    """Other image files to show: the loss curve, overlays."""
+
+
+def render_card(card: Card) -> str:
+    """The text of README.md."""
+    import yaml
+
+    tags = [card.task, "lora", "hubctl", *([card.library] if card.library == "diffusers" else [])]
+    data: dict[str, Any] = {
+        "base_model": card.base_model,
+        "base_model_relation": "adapter",
+        "library_name": card.library,
+        "pipeline_tag": card.task,
+        "tags": tags,
+    }
+    if card.license:
+        data["license"] = card.license
+    if card.instance_prompt:
+        data["instance_prompt"] = card.instance_prompt
+    if card.samples:
+        data["widget"] = [{"text": s.text, "output": {"url": s.file}} for s in card.samples]
+    if card.metrics:
+        data["model-index"] = [
+            {
+                "name": card.title,
+                "results": [
+                    {
+                        "task": {"type": card.task},
+                        "dataset": {"name": "held-out part of the training data", "type": "imagefolder"},
+                        "metrics": [{"type": k, "value": round(v, 4)} for k, v in card.metrics.items()],
+                    }
+                ],
+            }
+        ]
+    header = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    parts = [f"---\n{header}---", f"# {card.title}", card.summary]
+    if card.samples:
+        parts.append("<Gallery />")
+    parts += [f"![{Path(name).stem}]({name})" for name in card.pictures]
+    parts.append("## Use it\n\n" + _usage(card))
+    if card.metrics:
+        parts.append("## Figures\n\n" + _table(("metric", "value"), card.metrics))
+    if card.settings:
+        parts.append("## Settings\n\n" + _table(("setting", "value"), card.settings))
+    return "\n\n".join(parts) + "\n"
+
+
+def read_card_data(folder: Path) -> dict[str, Any]:
+    """The metadata of `folder`'s card; empty when there is no card or no header.
+
+    Raises:
+        AdapterError: the header is not valid YAML.
+    """
+    import yaml
+
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    header = re.match(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", path.read_text(encoding="utf-8"), re.DOTALL)
+    if not header:
+        return {}
+    try:
+        data = yaml.safe_load(header.group(1))
+    except yaml.YAMLError as error:
+        raise AdapterError(f"the header of {CARD} is not valid YAML: {error}") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _usage(card: Card) -> str:
+    if card.task == "text-to-image":
+        prompt = card.samples[0].text if card.samples else card.instance_prompt or "a prompt"
+        return (
+            f'```sh\nhubctl generate "{prompt}" --adapter OWNER/{card.title}\n```\n\n'
+            "```python\nfrom diffusers import DiffusionPipeline\n\n"
+            f'pipe = DiffusionPipeline.from_pretrained("{card.base_model}")\n'
+            f'pipe.load_lora_weights("OWNER/{card.title}")\npipe("{prompt}").images[0]\n```'
+        )
+    return (
+        f"```sh\nhubctl segment photo.png --adapter OWNER/{card.title}\n```\n\n"
+        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForSemanticSegmentation\n\n"
+        f'base = AutoModelForSemanticSegmentation.from_pretrained("{card.base_model}")\n'
+        f'model = PeftModel.from_pretrained(base, "OWNER/{card.title}")\n```'
+    )
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    for key, value in rows.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        lines.append(f"| {key} | {shown} |".replace("\n", " "))
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""The one gate in front of push, pull and the server: is this folder a sound adapter, and does it fit its base?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hubctl.adapter.base_shapes import BaseShapes, read_base_shapes
+from hubctl.adapter.check import Fit, check_fit, looks_like
+from hubctl.adapter.header import non_finite
+from hubctl.adapter.layout import AdapterLayout, read_layout
+from hubctl.base_models import BaseModel
+from hubctl.errors import AdapterError, AdapterMismatchError
+
+PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz"})
+CODE = frozenset({".py", ".pyc", ".so", ".dll", ".exe", ".sh"})
+
+MAX_RANK = 1024
+MAX_SCALE = 1e4
+MAX_BYTES = 4 << 30
+
+
+def gate(folder: Path, base: BaseModel | None) -> AdapterLayout:
+    """Let the adapter in `folder` through, or say why not.
+
+    With a base, every part must fit it; without one only the adapter itself is judged.
+
+    Raises:
+        AdapterError: pickles or code in the folder, a broken or foreign format, NaN or infinity, or a rank, scale
+            or size beyond the limits.
+        AdapterMismatchError: it is sound but does not fit `base`.
+    """
+    refuse_unsafe_files(folder)
+    layout = read_layout(folder)
+    _refuse_excess(layout)
+    if bad := non_finite(layout.weights_file, layout.header):
+        raise AdapterError(
+            f"{len(bad)} of {len(layout.header.tensors)} tensors hold NaN or infinity, '{bad[0]}' first",
+            hint="training diverged: train again with a lower learning rate",
+        )
+    if base is not None:
+        refuse_misfit(layout, base.id, read_base_shapes(base.path, base.family))
+    return layout
+
+
+def refuse_unsafe_files(folder: Path) -> None:
+    """Raise `AdapterError` when `folder` holds pickles or code: adapters carry neither."""
+    for path in sorted(folder.rglob("*") if folder.is_dir() else [folder]):
+        kind = "a pickle, which can run code when loaded" if path.suffix.lower() in PICKLES else None
+        kind = kind or ("code" if path.suffix.lower() in CODE else None)
+        if kind:
+            raise AdapterError(
+                f"{path.name} is {kind}",
+                hint="keep safetensors weights only, and remove this file",
+            )
+
+
+def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fit:
+    """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; return the verdict otherwise."""
+    fit = check_fit(layout.modules, layout.heads, shapes)
+    if fit.fits:
+        return fit
+    like = looks_like(layout.modules)
+    share = f"{fit.matched} of {fit.total} parts fit"
+    raise AdapterMismatchError(
+        f"the adapter does not fit {base_id} ({share}): {fit.problems[0]}",
+        hint=f"its shapes look like {like}: name that base" if like else "name the base it was trained on",
+    )
+
+
+def _refuse_excess(layout: AdapterLayout) -> None:
+    size = layout.weights_file.stat().st_size
+    if size > MAX_BYTES:
+        raise AdapterError(f"{layout.weights_file.name} has {size:,} bytes (limit {MAX_BYTES:,})")
+    for m in layout.modules:
+        if m.rank > MAX_RANK:
+            raise AdapterError(f"'{m.component}.{m.module}' has rank {m.rank:,} (limit {MAX_RANK:,})")
+        if abs(m.scale) > MAX_SCALE:
+            raise AdapterError(f"'{m.component}.{m.module}' has scale {m.scale:g} (limit {MAX_SCALE:g})")

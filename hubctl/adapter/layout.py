@@ -1,0 +1,272 @@
+"""What an adapter's weights file holds: LoRA modules and whole heads, in diffusers' or peft's spelling.
+
+diffusers: `pytorch_lora_weights.safetensors`, keys `unet.<module>.lora_A.weight`; rank and alpha in the header's
+`lora_adapter_metadata` (alpha = rank where it is missing: diffusers' `get_peft_kwargs`).
+peft: `adapter_model.safetensors`, keys `base_model.model.<module>.lora_A.weight`; rank, alpha and the whole modules
+that were trained (`modules_to_save`) in `adapter_config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hubctl.adapter.header import Header, read_header
+from hubctl.adapter.names import current_name
+from hubctl.errors import AdapterError
+
+WEIGHTS_DIFFUSERS = "pytorch_lora_weights.safetensors"
+WEIGHTS_PEFT = "adapter_model.safetensors"
+CONFIG_PEFT = "adapter_config.json"
+
+_PEFT_PREFIX = "base_model.model."
+_COMPONENTS = ("unet", "transformer", "text_encoder_2", "text_encoder")
+_OTHER_KINDS = {
+    "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "the attention-processor format of 2023",
+    "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "lora_magnitude_vector": "DoRA",
+    "lora_embedding_": "embedding LoRA", "dora_scale": "DoRA", ".lora.down.": "diffusers' format before 0.18",
+}  # fmt: skip
+MAX_CONFIG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraModule:
+    """One adapted layer: the output gains `scale * (x @ A^T) @ B^T`."""
+
+    component: str
+    """`unet`, `transformer`, `text_encoder`, `text_encoder_2`, or `model` for a whole transformers model."""
+    module: str
+    """Path of the layer inside the component, as today's libraries spell it."""
+    a_key: str
+    b_key: str
+    a_shape: tuple[int, ...]
+    """(rank, in) or, for a convolution, (rank, in, height, width)."""
+    b_shape: tuple[int, ...]
+    """(out, rank) or (out, rank, 1, 1)."""
+    rank: int
+    alpha: float
+    scale: float
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadTensor:
+    """One tensor of a module that the adapter replaces whole (peft's `modules_to_save`)."""
+
+    module: str
+    key: str
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterLayout:
+    """Everything in an adapter's weights file, understood."""
+
+    dialect: Literal["diffusers", "peft"]
+    weights_file: Path
+    header: Header
+    modules: tuple[LoraModule, ...]
+    heads: tuple[HeadTensor, ...]
+    peft_config: dict[str, Any] | None
+
+
+def read_layout(path: Path) -> AdapterLayout:
+    """Understand the adapter in the folder (or weights file) `path`; reads headers and JSON only.
+
+    Raises:
+        AdapterError: no weights, a kind of adapter that hubctl does not run (named), a key without its pair,
+            or a rank and shape that contradict each other.
+    """
+    weights, dialect = _find_weights(path)
+    header = read_header(weights)
+    if dialect == "peft":
+        config = _read_config(weights.parent / CONFIG_PEFT)
+        return _layout("peft", weights, header, {"model": config}, config)
+    raw = header.metadata.get("lora_adapter_metadata")
+    flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
+    return _layout("diffusers", weights, header, _by_component(flat), None)
+
+
+def _find_weights(path: Path) -> tuple[Path, Literal["diffusers", "peft"]]:
+    if path.is_file():
+        return path, "peft" if path.name == WEIGHTS_PEFT else "diffusers"
+    if (path / WEIGHTS_DIFFUSERS).is_file():
+        return path / WEIGHTS_DIFFUSERS, "diffusers"
+    if (path / WEIGHTS_PEFT).is_file():
+        return path / WEIGHTS_PEFT, "peft"
+    others = sorted(path.glob("*.safetensors"))
+    if len(others) == 1:
+        return others[0], "diffusers"
+    raise AdapterError(
+        f"{path} holds {'several' if others else 'no'} safetensors weights",
+        hint=f"an adapter folder has one {WEIGHTS_DIFFUSERS} or one {WEIGHTS_PEFT}",
+    )
+
+
+def _layout(
+    dialect: Literal["diffusers", "peft"],
+    weights: Path,
+    header: Header,
+    configs: dict[str, dict[str, Any]],
+    peft_config: dict[str, Any] | None,
+) -> AdapterLayout:
+    if peft_config is not None:
+        _refuse_variants(peft_config)
+    saved = tuple((peft_config or {}).get("modules_to_save") or ())
+    pairs: dict[tuple[str, str], dict[str, str]] = {}
+    heads = []
+    for key in header.tensors:
+        component, name = _split(key, dialect)
+        module, dot, half = name.rpartition(".lora_")
+        if dot and half in ("A.weight", "B.weight"):
+            pairs.setdefault((component, current_name(component, module)), {})[half[0]] = key
+        elif owner := _owner(name, saved):
+            heads.append(
+                HeadTensor(
+                    module=owner,
+                    key=key,
+                    name=current_name(component, name),
+                    shape=header.tensors[key].shape,
+                )
+            )
+        else:
+            _refuse_key(key)
+    for component in {component for component, _ in pairs}:
+        _refuse_variants(configs.get(component, {}))
+    modules = [
+        _module(component, module, halves, header, configs.get(component, {}))
+        for (component, module), halves in sorted(pairs.items())
+    ]
+    if not modules and not heads:
+        raise AdapterError(f"{weights.name} holds no LoRA weights", hint="train it again, or name another file")
+    return AdapterLayout(
+        dialect=dialect,
+        weights_file=weights,
+        header=header,
+        modules=tuple(modules),
+        heads=tuple(heads),
+        peft_config=peft_config,
+    )
+
+
+def _split(key: str, dialect: str) -> tuple[str, str]:
+    if dialect == "peft":
+        if not key.startswith(_PEFT_PREFIX):
+            _refuse_key(key)
+        return "model", key.removeprefix(_PEFT_PREFIX)
+    for component in _COMPONENTS:
+        if key.startswith(component + "."):
+            return component, key.removeprefix(component + ".")
+    return _refuse_key(key)
+
+
+def _module(
+    component: str, module: str, halves: dict[str, str], header: Header, config: dict[str, Any]
+) -> LoraModule:
+    where = f"{component}.{module}"
+    if set(halves) != {"A", "B"}:
+        raise AdapterError(
+            f"'{where}' has its lora_{min(halves)} but not its pair", hint="save the adapter again, whole"
+        )
+    a, b = header.tensors[halves["A"]].shape, header.tensors[halves["B"]].shape
+    rank = a[0] if a else 0
+    if len(a) not in (2, 4) or len(b) != len(a) or not rank or b[1] != rank or b[2:] != (1,) * (len(b) - 2):
+        raise AdapterError(f"'{where}' has shapes {list(a)} and {list(b)}, which are no LoRA pair")
+    stated = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    if stated != rank:
+        raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated}")
+    alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise AdapterError(f"'{where}' has alpha {alpha}, which is not a number")
+    return LoraModule(
+        component=component,
+        module=module,
+        a_key=halves["A"],
+        b_key=halves["B"],
+        a_shape=a,
+        b_shape=b,
+        rank=rank,
+        alpha=alpha,
+        scale=scale,
+    )
+
+
+def _pattern(pattern: Any, module: str, default: Any) -> Any:
+    """peft's `get_pattern_key`: a key matches the end of a module's path, or all of it after `^`.
+
+    Only plain paths are taken: the file comes from a stranger, and a regular expression can hang a server.
+    """
+    for key, value in (pattern or {}).items():
+        plain = key.removeprefix("^").replace("\\.", ".")
+        if not re.fullmatch(r"[\w.]+", plain):
+            raise AdapterError(f"the rank or alpha pattern '{key}' is not a plain module path")
+        plain = current_name("model", plain)
+        if module == plain or (not key.startswith("^") and module.endswith("." + plain)):
+            return value
+    return default
+
+
+def _owner(name: str, saved: tuple[str, ...]) -> str | None:
+    """The entry of `modules_to_save` that the tensor `name` belongs to."""
+    for module in saved:
+        if f".{module}." in f".{name}":
+            return module
+    return None
+
+
+def _refuse_variants(config: dict[str, Any]) -> None:
+    """Refuse what changes the arithmetic: computing it as plain LoRA would serve something else."""
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise AdapterError(f"this is a {kind} adapter; hubctl runs LoRA", hint="train it with `hubctl train`")
+    for flag, name in (("use_dora", "DoRA"), ("lora_bias", "LoRA with biases"), ("fan_in_fan_out", "Conv1D")):
+        if config.get(flag):
+            raise AdapterError(f"this is a {name} adapter; hubctl runs plain LoRA and rsLoRA")
+    if config.get("bias", "none") != "none":
+        raise AdapterError("this adapter changes biases; hubctl runs LoRA with bias='none'")
+
+
+def _refuse_key(key: str) -> Any:
+    for mark, kind in _OTHER_KINDS.items():
+        if mark in key:
+            raise AdapterError(
+                f"this adapter is in {kind} form ('{key[:80]}')",
+                hint="save it with diffusers' save_lora_weights or peft's save_pretrained",
+            )
+    raise AdapterError(f"the weights file has a key that no LoRA has: '{key[:80]}'")
+
+
+def _by_component(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Undo diffusers' flattening: `unet.lora_alpha` → {"unet": {"lora_alpha": ...}}."""
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        component, _, name = key.partition(".")
+        configs.setdefault(component, {})[name] = value
+    return configs
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise AdapterError(f"{path.name} is larger than {MAX_CONFIG_BYTES:,} bytes")
+        return _parse_json(path.read_text(encoding="utf-8"), path.name)
+    except OSError as error:
+        raise AdapterError(
+            f"{path.name} is missing beside {WEIGHTS_PEFT}", hint="save it with peft's save_pretrained"
+        ) from error
+
+
+def _parse_json(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{where} is not JSON") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{where} is not a JSON object")
+    return value

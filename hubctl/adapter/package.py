@@ -1,0 +1,100 @@
+"""The adapter folder on disk: its manifest, and writing it so that it is whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubctl.errors import AdapterError, ConflictError, HubctlError
+from hubctl.settings import from_mapping
+
+MANIFEST = "hubctl.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseIdentity:
+    """The base an adapter was trained on, exactly."""
+
+    id: str
+    commit: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """How an adapter came to be, for machines."""
+
+    format: int = 1
+    task: str
+    base: BaseIdentity
+    data: dict[str, Any] = field(default_factory=dict)
+    """Number of files and sha256 of the training data."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def manifest_json(manifest: Manifest) -> str:
+    """The text of `hubctl.json`."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an adapter folder, or None when it has none (made by another tool).
+
+    Raises:
+        AdapterError: there is one, but it cannot be understood.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("format") != 1:
+            raise AdapterError(f"{path.name} is not a manifest that this hubctl knows", hint="update hubctl")
+        return from_mapping(Manifest, data, where=path.name)
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path.name} is not valid JSON: {error}") from error
+    except AdapterError:
+        raise
+    except HubctlError as error:
+        raise AdapterError(f"{path.name} is malformed: {error.message}", hint=error.hint) from error
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` at the end, or vanishes on any failure.
+
+    Raises:
+        ConflictError: `path` exists and is not empty, and `overwrite` is false.
+    """
+    refuse_existing(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    made.chmod(0o755)
+    try:
+        yield made
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            path.rename(old / "folder")
+            made.rename(path)
+            shutil.rmtree(old)
+        else:
+            made.rename(path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise `ConflictError` when `path` holds something and may not be replaced: ask before long work, not after."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() and not overwrite:
+        raise ConflictError(f"{path} exists already", hint="choose another --output, or add --overwrite")

@@ -1,0 +1,135 @@
+"""Families of base models, as data: what a folder holds, how it is run, where LoRA goes by default."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hubctl.errors import InputError
+
+Task = Literal["text-to-image", "image-segmentation"]
+"""The Hub's own pipeline tags."""
+
+ATTENTION_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
+"""Every attention projection of a diffusers denoiser: the default of diffusers' own LoRA scripts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """One kind of base model."""
+
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    """`_class_name` in model_index.json, or the entry of `architectures` in config.json."""
+    denoiser: str
+    """The component that adapters change most: `unet`, `transformer`, or `model` for a whole transformers model."""
+    text_encoders: tuple[str, ...] = ()
+    default_targets: tuple[str, ...]
+    unbatched: tuple[str, ...] = ()
+    """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
+    cross_attention_dim: int | None = None
+    """Tells families with one pipeline class apart (SD 1.x from 2.x)."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Components that LoRA may change."""
+        return (self.denoiser, *self.text_encoders)
+
+
+FAMILIES = (
+    Family(
+        name="sd2",
+        task="text-to-image",
+        classes=("StableDiffusionPipeline",),
+        denoiser="unet",
+        text_encoders=("text_encoder",),
+        default_targets=ATTENTION_TARGETS,
+        cross_attention_dim=1024,
+    ),
+    Family(
+        name="sd1",
+        task="text-to-image",
+        classes=("StableDiffusionPipeline",),
+        denoiser="unet",
+        text_encoders=("text_encoder",),
+        default_targets=ATTENTION_TARGETS,
+    ),
+    Family(
+        name="sdxl",
+        task="text-to-image",
+        classes=("StableDiffusionXLPipeline",),
+        denoiser="unet",
+        text_encoders=("text_encoder", "text_encoder_2"),
+        default_targets=ATTENTION_TARGETS,
+    ),
+    Family(
+        name="sd3",
+        task="text-to-image",
+        classes=("StableDiffusion3Pipeline",),
+        denoiser="transformer",
+        text_encoders=("text_encoder", "text_encoder_2"),
+        default_targets=ATTENTION_TARGETS,
+    ),
+    Family(
+        name="flux",
+        task="text-to-image",
+        classes=("FluxPipeline",),
+        denoiser="transformer",
+        text_encoders=("text_encoder",),
+        default_targets=ATTENTION_TARGETS,
+        unbatched=("img_ids", "txt_ids"),
+    ),
+    Family(
+        name="segformer",
+        task="image-segmentation",
+        classes=("SegformerForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("q_proj", "v_proj"),
+    ),
+)
+
+
+def detect_family(folder: Path) -> Family:
+    """The family of the base model in `folder`, from its own model_index.json or config.json.
+
+    Raises:
+        InputError: the folder is no base model, or one of a kind that hubctl does not run.
+    """
+    index, config = folder / "model_index.json", folder / "config.json"
+    if index.is_file():
+        found = [str(_read_json(index).get("_class_name"))]
+    elif config.is_file():
+        found = [str(name) for name in _read_json(config).get("architectures") or []]
+    else:
+        raise InputError(
+            f"{folder} is not a base model: it has neither model_index.json nor config.json",
+            hint="name a diffusers pipeline folder, a transformers model folder, or an embedded base (emoji-64)",
+        )
+    for family in FAMILIES:
+        if set(found) & set(family.classes) and _same_width(family, folder):
+            return family
+    known = sorted({name for family in FAMILIES for name in family.classes})
+    raise InputError(
+        f"{folder} holds {' / '.join(found) or 'an unnamed model'}, which hubctl does not run",
+        hint=f"known kinds: {', '.join(known)}",
+    )
+
+
+def _same_width(family: Family, folder: Path) -> bool:
+    if family.cross_attention_dim is None:
+        return True
+    config = folder / family.denoiser / "config.json"
+    return config.is_file() and _read_json(config).get("cross_attention_dim") == family.cross_attention_dim
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,127 @@
+"""Settings from outside: TOML files into frozen dataclasses, and the only reader of the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hubctl.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Environment:
+    """What hubctl takes from environment variables; nothing else reads them."""
+
+    home: Path
+    """`HUBCTL_HOME`, else `~/.hubctl`: remotes, tokens and, by default, the cache."""
+    cache: Path
+    """`HUBCTL_CACHE`, else `home/cache`."""
+    endpoint: str | None
+    """`HF_ENDPOINT`."""
+    endpoint_token: str | None = field(repr=False)
+    """`HF_TOKEN`: only ever sent to `endpoint`, or to huggingface.co when that is unset."""
+    token: str | None = field(repr=False)
+    """`HUBCTL_TOKEN`: for whichever remote is in use."""
+    no_color: bool
+
+
+def environment() -> Environment:
+    """Read the environment now; never at import, so that tests and long-lived servers see what is set."""
+    home = Path(os.environ.get("HUBCTL_HOME") or Path.home() / ".hubctl").expanduser()
+    cache = os.environ.get("HUBCTL_CACHE")
+    return Environment(
+        home=home,
+        cache=Path(cache).expanduser() if cache else home / "cache",
+        endpoint=os.environ.get("HF_ENDPOINT") or None,
+        endpoint_token=os.environ.get("HF_TOKEN") or None,
+        token=os.environ.get("HUBCTL_TOKEN") or None,
+        no_color=bool(os.environ.get("NO_COLOR")),
+    )
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a subprocess: ours, with `changes` on top."""
+    return {**os.environ, **changes}
+
+
+def load_toml(path: Path, cls: type[T]) -> T:
+    """Read `path` into the dataclass `cls`, strictly.
+
+    Raises:
+        InputError: the file is missing or not TOML, a key is unknown (the nearest known one is named),
+            missing, or has a value of another type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    return from_mapping(cls, data, where=str(path))
+
+
+def from_mapping(cls: type[T], data: dict[str, Any], *, where: str) -> T:
+    """Build the dataclass `cls` from plain values; see `load_toml` for what is refused."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            raise InputError(
+                f"{where}: unknown setting '{key}'",
+                hint=f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(sorted(fields))}",
+            )
+    values = {key: _convert(hints[key], value, where=f"{where}: {key}") for key, value in data.items()}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{where}: setting '{missing[0]}' is missing", hint=f"add `{missing[0]} = ...`")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, *, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        (hint,) = (a for a in args if a is not type(None))  # settings only use `X | None`
+        return _convert(hint, value, where=where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise InputError(f"{where} is a table, not {type(value).__name__}")
+        return from_mapping(hint, value, where=where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InputError(f"{where} is a list, not {type(value).__name__}")
+        return tuple(_convert(args[0], v, where=f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where} is a table, not {type(value).__name__}")
+        return {k: _convert(args[1], v, where=f"{where}.{k}") for k, v in value.items()}
+    if origin is typing.Literal:
+        if value not in args:
+            raise InputError(f"{where} is '{value}'", hint=f"use one of {', '.join(map(str, args))}")
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value).expanduser()
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Any:
+        return value
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{where} is {hint.__name__}, not {type(value).__name__} ({value!r})")
+    return value

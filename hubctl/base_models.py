@@ -58,7 +58,7 @@ def locate_base(ref: str, *, hub: BaseSource | None = None) -> BaseModel:
     """
     if (path := embedded_path(ref)) is not None:
         return _described(f"{OWNER}/{path.name}", path, None)
-    if Path(ref).is_dir():
+    if ref and Path(ref).is_dir():
         return _described(ref, Path(ref), None)
     names = ", ".join(embedded_bases())
     hint = f"embedded bases: {names}; or name a folder, or OWNER/NAME on your hub"
@@ -73,7 +73,7 @@ def locate_base(ref: str, *, hub: BaseSource | None = None) -> BaseModel:
 
 
 def folder_sha256(folder: Path) -> str:
-    """One hash for a base: over the sorted lines `relative path NUL sha256` of its safetensors and JSON files."""
+    """One hash for a base: over sorted lines `relative path NUL sha256` of its safetensors and JSON files."""
     files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file())
     total = hashlib.sha256()
     for file in files:

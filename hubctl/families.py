@@ -25,7 +25,7 @@ class Family:
     classes: tuple[str, ...]
     """`_class_name` in model_index.json, or the entry of `architectures` in config.json."""
     denoiser: str
-    """The component that adapters change most: `unet`, `transformer`, or `model` for a whole transformers model."""
+    """What adapters change most: `unet`, `transformer`, or `model` for a whole transformers model."""
     text_encoders: tuple[str, ...] = ()
     default_targets: tuple[str, ...]
     unbatched: tuple[str, ...] = ()
@@ -102,11 +102,12 @@ def detect_family(folder: Path) -> Family:
     if index.is_file():
         found = [str(_read_json(index).get("_class_name"))]
     elif config.is_file():
-        found = [str(name) for name in _read_json(config).get("architectures") or []]
+        names = _read_json(config).get("architectures")
+        found = [str(name) for name in names] if isinstance(names, list) else []
     else:
         raise InputError(
             f"{folder} is not a base model: it has neither model_index.json nor config.json",
-            hint="name a diffusers pipeline folder, a transformers model folder, or an embedded base (emoji-64)",
+            hint="name a diffusers pipeline folder, a transformers folder, or an embedded base (emoji-64)",
         )
     for family in FAMILIES:
         if set(found) & set(family.classes) and _same_width(family, folder):

@@ -15,7 +15,8 @@ _REVISION = re.compile(r"(?!/)(?!.*(?:\.\.|//|/$))[A-Za-z0-9._/+-]{1,255}")
 def check_repo_id(repo_id: str) -> str:
     """Return `repo_id` if it is `owner/name`; raise `InputError` otherwise."""
     parts = repo_id.split("/")
-    if len(parts) != 2 or not all(_SEGMENT.fullmatch(p) and ".." not in p and "--" not in p for p in parts):
+    sound = len(parts) == 2 and not repo_id.endswith(".git")
+    if not sound or not all(_SEGMENT.fullmatch(p) and ".." not in p and "--" not in p for p in parts):
         raise InputError(
             f"'{repo_id}' is not a repository id",
             hint="write it as OWNER/NAME, for example alice/line-art (letters, digits, - _ .)",
@@ -51,7 +52,7 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class PinnedRef:
-    """What a reference resolved to: caches are keyed by this alone, so a branch that moves serves nothing stale."""
+    """What a reference resolved to: the key of every cache, so a moving branch serves nothing stale."""
 
     repo_id: str
     revision: str

@@ -53,6 +53,12 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
+def export_defaults(**values: str) -> None:
+    """Set variables that a library reads from nowhere else, here and in children, unless set already."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+
+
 def load_toml(path: Path, cls: type[T]) -> T:
     """Read `path` into the dataclass `cls`, strictly.
 
@@ -64,6 +70,8 @@ def load_toml(path: Path, cls: type[T]) -> T:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text") from error
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -98,6 +106,8 @@ def from_mapping(cls: type[T], data: dict[str, Any], *, where: str) -> T:
 def _convert(hint: Any, value: Any, *, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None  # TOML has no null, but JSON does
         (hint,) = (a for a in args if a is not type(None))  # settings only use `X | None`
         return _convert(hint, value, where=where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

@@ -41,7 +41,7 @@ def read_base_shapes(folder: Path, family: Family) -> BaseShapes:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """One full set of weights: the sharded index's files, else the plain file, else a variant such as fp16."""
+    """One full set of weights: the sharded index's files, else the plain file, else a variant (fp16)."""
     for index in sorted(folder.glob("*.safetensors.index.json")):
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):

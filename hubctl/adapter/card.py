@@ -5,7 +5,9 @@ Field names follow the Hub's model-card specification (huggingface/hub-docs, `mo
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,8 @@ from hubctl.errors import AdapterError
 from hubctl.families import Task
 
 CARD = "README.md"
+MAX_HEADER_BYTES = 256 << 10
+MAX_HEADER_DEPTH = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +41,8 @@ class Card:
     summary: str
     settings: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    classes: int | None = None
+    """Segmentation: how many; the base's head must be made for as many before peft fills it."""
     instance_prompt: str | None = None
     license: str | None = None
     samples: Sequence[Sample] = ()
@@ -92,36 +98,55 @@ def read_card_data(folder: Path) -> dict[str, Any]:
     """The metadata of `folder`'s card; empty when there is no card or no header.
 
     Raises:
-        AdapterError: the header is not valid YAML.
+        AdapterError: the header is not valid YAML, or larger than `MAX_HEADER_BYTES`.
     """
     import yaml
 
     path = folder / CARD
     if not path.is_file():
         return {}
-    header = re.match(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", path.read_text(encoding="utf-8"), re.DOTALL)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    header = re.match(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", text, re.DOTALL)
     if not header:
         return {}
+    raw = header.group(1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise AdapterError(f"the header of {CARD} has {len(raw):,} characters (limit {MAX_HEADER_BYTES:,})")
     try:
-        data = yaml.safe_load(header.group(1))
-    except yaml.YAMLError as error:
+        _refuse_bombs(raw)
+        data = yaml.safe_load(raw)
+    except (yaml.YAMLError, ValueError) as error:
         raise AdapterError(f"the header of {CARD} is not valid YAML: {error}") from error
     return data if isinstance(data, dict) else {}
+
+
+def _refuse_bombs(raw: str) -> None:
+    """Refuse what makes small texts expensive: aliases stand for gigabytes, nesting costs its square."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(raw, Loader=yaml.SafeLoader):  # one event at a time, without building anything
+        if isinstance(event, yaml.AliasEvent):
+            raise AdapterError(f"the header of {CARD} uses YAML aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_HEADER_DEPTH:
+            raise AdapterError(f"the header of {CARD} is nested more than {MAX_HEADER_DEPTH} deep")
 
 
 def _usage(card: Card) -> str:
     if card.task == "text-to-image":
         prompt = card.samples[0].text if card.samples else card.instance_prompt or "a prompt"
         return (
-            f'```sh\nhubctl generate "{prompt}" --adapter OWNER/{card.title}\n```\n\n'
+            f"```sh\nhubctl generate {shlex.quote(prompt)} --adapter OWNER/{card.title}\n```\n\n"
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
             f'pipe = DiffusionPipeline.from_pretrained("{card.base_model}")\n'
-            f'pipe.load_lora_weights("OWNER/{card.title}")\npipe("{prompt}").images[0]\n```'
+            f'pipe.load_lora_weights("OWNER/{card.title}")\npipe({json.dumps(prompt)}).images[0]\n```'
         )
+    sized = f", num_labels={card.classes}, ignore_mismatched_sizes=True" if card.classes else ""
     return (
         f"```sh\nhubctl segment photo.png --adapter OWNER/{card.title}\n```\n\n"
         "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForSemanticSegmentation\n\n"
-        f'base = AutoModelForSemanticSegmentation.from_pretrained("{card.base_model}")\n'
+        f'base = AutoModelForSemanticSegmentation.from_pretrained("{card.base_model}"{sized})\n'
         f'model = PeftModel.from_pretrained(base, "OWNER/{card.title}")\n```'
     )
 
@@ -130,5 +155,5 @@ def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
     for key, value in rows.items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        lines.append(f"| {key} | {shown} |".replace("\n", " "))
+        lines.append(f"| {key} | {shown.replace('|', '&#124;')} |".replace("\n", " "))
     return "\n".join(lines)

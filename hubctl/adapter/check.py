@@ -20,6 +20,8 @@ class _Module(Protocol):
 
 class _Head(Protocol):
     @property
+    def module(self) -> str: ...
+    @property
     def name(self) -> str: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,7 +35,7 @@ _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDX
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """The verdict: how many of the adapter's parts have their place in the base, and what is wrong with the rest."""
+    """How many of the adapter's parts have their place in the base, and what is wrong with the rest."""
 
     matched: int
     total: int
@@ -49,8 +51,8 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
     """Compare every LoRA pair and every saved head with the base's own tensors.
 
     A pair fits a weight of shape (out, in[, height, width]) when A is (rank, in[, height, width]) and B is
-    (out, rank[, 1, 1]). A head's tensor fits when the base has it with the same shape; its first dimension may
-    differ, since that is the number of classes.
+    (out, rank[, 1, 1]). A head comes whole: every tensor that the base has there, with the same shape, except
+    that the first dimension of one layer (the classifier) may differ, since that is the number of classes.
     """
     problems: list[str] = []
     total = 0
@@ -63,14 +65,39 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
         elif weight[1:] != m.a_shape[1:] or weight[0] != m.b_shape[0]:
             made_for = (m.b_shape[0], *m.a_shape[1:])
             problems.append(f"'{where}' is {_x(weight)} in the base, the adapter was made for {_x(made_for)}")
-    known = base.get("model", {})
+    head_total, head_problems = _check_heads(tuple(heads), base.get("model", {}))
+    total, problems = total + head_total, problems + head_problems
+    return Fit(total - len(problems), total, tuple(problems))
+
+
+def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]]) -> tuple[int, list[str]]:
+    """How many tensors the heads have or should have, and what is wrong with them."""
+    problems: list[str] = []
+    classes: dict[str, set[int]] = {}  # layer whose first dimension differs → its new first dimensions
     for h in heads:
-        total += 1
         if h.name not in known:
             problems.append(f"the base has no tensor '{h.name}'")
         elif known[h.name][1:] != h.shape[1:] or len(known[h.name]) != len(h.shape):
             problems.append(f"'{h.name}' is {_x(known[h.name])} in the base, {_x(h.shape)} in the adapter")
-    return Fit(total - len(problems), total, tuple(problems))
+        elif known[h.name] != h.shape:
+            classes.setdefault(h.name.rpartition(".")[0], set()).add(h.shape[0])
+    for layer in classes:
+        # Weight and bias of the classifier change together, nothing else does.
+        if len(classes) > 1 or len(classes[layer]) > 1 or not _whole(layer, heads, known, classes[layer]):
+            problems.append(f"'{layer}' has another width than in the base")
+    saved = {h.name for h in heads}
+    modules = {h.module for h in heads}
+    missing = [name for name in known if name not in saved and any(f".{m}." in f".{name}" for m in modules)]
+    problems += [f"the adapter's head lacks '{name}'" for name in missing]
+    return len(heads) + len(missing), problems
+
+
+def _whole(
+    layer: str, heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]], widths: set[int]
+) -> bool:
+    """Every tensor of the head's `layer` has the new width, not just some of them."""
+    shapes = [h.shape for h in heads if h.name.rpartition(".")[0] == layer and h.name in known]
+    return all(shape and shape[0] in widths for shape in shapes)
 
 
 def looks_like(modules: Iterable[_Module]) -> str | None:

@@ -1,4 +1,4 @@
-"""The one gate in front of push, pull and the server: is this folder a sound adapter, and does it fit its base?"""
+"""The one gate in front of push, pull and the server: a sound adapter, and one that fits its base."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def gate(folder: Path, base: BaseModel | None) -> AdapterLayout:
     With a base, every part must fit it; without one only the adapter itself is judged.
 
     Raises:
-        AdapterError: pickles or code in the folder, a broken or foreign format, NaN or infinity, or a rank, scale
-            or size beyond the limits.
+        AdapterError: pickles or code in the folder, a broken or foreign format, NaN or infinity, or a rank,
+            scale or size beyond the limits.
         AdapterMismatchError: it is sound but does not fit `base`.
     """
     refuse_unsafe_files(folder)
@@ -55,7 +55,7 @@ def refuse_unsafe_files(folder: Path) -> None:
 
 
 def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fit:
-    """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; return the verdict otherwise."""
+    """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; else return the verdict."""
     fit = check_fit(layout.modules, layout.heads, shapes)
     if fit.fits:
         return fit

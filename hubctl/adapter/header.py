@@ -25,7 +25,8 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 # Exponent bits within the highest 16 bits of each float: all ones means NaN or infinity (IEEE 754).
-_EXPONENT = {"F64": 0x7FF0, "F32": 0x7F80, "BF16": 0x7F80, "F16": 0x7C00}
+# In the highest 8 of an 8-bit float; E4M3 has no infinity and one NaN, all ones (https://arxiv.org/abs/2209.05433).
+_EXPONENT = {"F64": 0x7FF0, "F32": 0x7F80, "BF16": 0x7F80, "F16": 0x7C00, "F8_E5M2": 0x7C, "F8_E4M3": 0x7F}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +103,30 @@ def non_finite(path: Path, header: Header) -> list[str]:
             if mask is None:
                 continue
             file.seek(tensor.start)
-            halves = memoryview(file.read(tensor.end - tensor.start)).cast("H")  # 16-bit words, low first
-            step = ITEM_BYTES[tensor.dtype] // 2
+            item = ITEM_BYTES[tensor.dtype]
+            raw = file.read(tensor.end - tensor.start)
+            words = memoryview(raw).cast("H") if item > 1 and raw else raw  # 16 bits each, low first
+            step = max(item // 2, 1)
             # A set of at most 65,536 values, filled at C speed, instead of a Python loop over millions.
-            if any(high & mask == mask for high in set(halves[step - 1 :: step])):
+            if any(high & mask == mask for high in set(words[step - 1 :: step])):
                 bad.append(name)
     return bad
 
 
 def _tensor(name: str, entry: Any, origin: int, path: Path) -> TensorInfo:
+    if not name.isprintable():
+        _refuse(path, f"the name {name[:80]!a} has characters that no layer's name has")
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, start, end]
         known = ITEM_BYTES[dtype]
     except (KeyError, TypeError, ValueError):
         _refuse(path, f"the entry of '{name[:80]}' is malformed")
-    if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers) or len(shape) > 8:
+    if (
+        type(shape) is not list
+        or len(shape) > 8
+        or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+    ):
         _refuse(path, f"the entry of '{name[:80]}' has impossible numbers")
     if prod(shape) * known != end - start:
         _refuse(path, f"'{name[:80]}' has {end - start:,} bytes, its shape says {prod(shape) * known:,}")

@@ -1,9 +1,9 @@
 """What an adapter's weights file holds: LoRA modules and whole heads, in diffusers' or peft's spelling.
 
-diffusers: `pytorch_lora_weights.safetensors`, keys `unet.<module>.lora_A.weight`; rank and alpha in the header's
-`lora_adapter_metadata` (alpha = rank where it is missing: diffusers' `get_peft_kwargs`).
-peft: `adapter_model.safetensors`, keys `base_model.model.<module>.lora_A.weight`; rank, alpha and the whole modules
-that were trained (`modules_to_save`) in `adapter_config.json`.
+diffusers: `pytorch_lora_weights.safetensors`, keys `unet.<module>.lora_A.weight`; rank and alpha in the
+header's `lora_adapter_metadata` (alpha = rank where it is missing: diffusers' `get_peft_kwargs`).
+peft: `adapter_model.safetensors`, keys `base_model.model.<module>.lora_A.weight`; rank, alpha and the whole
+modules that were trained (`modules_to_save`) in `adapter_config.json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.names import current_name
@@ -23,7 +23,13 @@ WEIGHTS_DIFFUSERS = "pytorch_lora_weights.safetensors"
 WEIGHTS_PEFT = "adapter_model.safetensors"
 CONFIG_PEFT = "adapter_config.json"
 
+_HUGE = 1e9  # beyond any rank or alpha; NaN and infinity fail the comparison too
 _PEFT_PREFIX = "base_model.model."
+# diffusers' own scripts still save text encoders in the second form (`convert_state_dict_to_diffusers`).
+_HALVES = {
+    ".lora_A.weight": "A", ".lora_B.weight": "B",
+    ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
+}  # fmt: skip
 _COMPONENTS = ("unet", "transformer", "text_encoder_2", "text_encoder")
 _OTHER_KINDS = {
     "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "the attention-processor format of 2023",
@@ -31,6 +37,17 @@ _OTHER_KINDS = {
     "lora_embedding_": "embedding LoRA", "dora_scale": "DoRA", ".lora.down.": "diffusers' format before 0.18",
 }  # fmt: skip
 MAX_CONFIG_BYTES = 1 << 20
+
+# Settings of peft's LoraConfig that change the arithmetic, or the base's own weights.
+_VARIANTS = {
+    "use_dora": "DoRA", "lora_bias": "LoRA with biases", "fan_in_fan_out": "Conv1D", "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA", "alora_invocation_tokens": "aLoRA", "arrow_config": "Arrow",
+    "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA", "velora_config": "VeLoRA",
+    "layer_replication": "layer-replicating", "target_parameters": "parameter-targeting",
+    "trainable_token_indices": "token-training", "megatron_config": "Megatron",
+}  # fmt: skip
+# Others (PiSSA, OLoRA, CorDA, LoftQ) subtract something from the base's weights before training.
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,14 +134,18 @@ def _layout(
 ) -> AdapterLayout:
     if peft_config is not None:
         _refuse_variants(peft_config)
-    saved = tuple((peft_config or {}).get("modules_to_save") or ())
+    saved = _saved_modules(peft_config or {})
     pairs: dict[tuple[str, str], dict[str, str]] = {}
     heads = []
     for key in header.tensors:
         component, name = _split(key, dialect)
-        module, dot, half = name.rpartition(".lora_")
-        if dot and half in ("A.weight", "B.weight"):
-            pairs.setdefault((component, current_name(component, module)), {})[half[0]] = key
+        suffix = next((s for s in _HALVES if name.endswith(s)), None)
+        if suffix:
+            layer = current_name(component, name.removesuffix(suffix))
+            found, half = pairs.setdefault((component, layer), {}), _HALVES[suffix]
+            if half in found:
+                raise AdapterError(f"'{key[:80]}' and '{found[half][:80]}' are one layer under two names")
+            found[half] = key
         elif owner := _owner(name, saved):
             heads.append(
                 HeadTensor(
@@ -143,7 +164,9 @@ def _layout(
         for (component, module), halves in sorted(pairs.items())
     ]
     if not modules and not heads:
-        raise AdapterError(f"{weights.name} holds no LoRA weights", hint="train it again, or name another file")
+        raise AdapterError(
+            f"{weights.name} holds no LoRA weights", hint="train it again, or name another file"
+        )
     return AdapterLayout(
         dialect=dialect,
         weights_file=weights,
@@ -162,7 +185,7 @@ def _split(key: str, dialect: str) -> tuple[str, str]:
     for component in _COMPONENTS:
         if key.startswith(component + "."):
             return component, key.removeprefix(component + ".")
-    return _refuse_key(key)
+    _refuse_key(key)
 
 
 def _module(
@@ -177,13 +200,12 @@ def _module(
     rank = a[0] if a else 0
     if len(a) not in (2, 4) or len(b) != len(a) or not rank or b[1] != rank or b[2:] != (1,) * (len(b) - 2):
         raise AdapterError(f"'{where}' has shapes {list(a)} and {list(b)}, which are no LoRA pair")
-    stated = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    as_saved = re.sub(r"\.lora_\w+(\.down)?\.weight$", "", halves["A"])
+    stated = _setting(config, "rank_pattern", "r", rank, (module, as_saved))
     if stated != rank:
-        raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated}")
-    alpha = float(_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
+        raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated:g}")
+    alpha = _setting(config, "alpha_pattern", "lora_alpha", rank, (module, as_saved))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if not math.isfinite(scale):
-        raise AdapterError(f"'{where}' has alpha {alpha}, which is not a number")
     return LoraModule(
         component=component,
         module=module,
@@ -197,19 +219,35 @@ def _module(
     )
 
 
-def _pattern(pattern: Any, module: str, default: Any) -> Any:
-    """peft's `get_pattern_key`: a key matches the end of a module's path, or all of it after `^`.
+def _setting(config: dict[str, Any], pattern: str, key: str, default: float, names: tuple[str, ...]) -> float:
+    """A module's own value in the table `pattern`, else the one for all under `key`, else `default`."""
+    table, value = config.get(pattern) or {}, config.get(key, default)
+    if not isinstance(table, dict):
+        raise AdapterError(f"'{pattern}' is not a table")
+    value = next((v for k, v in table.items() if _matches(k, names)), value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _HUGE:
+        raise AdapterError(f"'{key}' or '{pattern}' of '{names[0]}' is {str(value)[:40]}, not a sound number")
+    return float(value)
+
+
+def _matches(pattern: str, names: tuple[str, ...]) -> bool:
+    """Like peft's `get_pattern_key`: matches the end of a module's path, or all of it after `^`.
 
     Only plain paths are taken: the file comes from a stranger, and a regular expression can hang a server.
     """
-    for key, value in (pattern or {}).items():
-        plain = key.removeprefix("^").replace("\\.", ".")
-        if not re.fullmatch(r"[\w.]+", plain):
-            raise AdapterError(f"the rank or alpha pattern '{key}' is not a plain module path")
-        plain = current_name("model", plain)
-        if module == plain or (not key.startswith("^") and module.endswith("." + plain)):
-            return value
-    return default
+    plain = pattern.removeprefix("^").replace("\\.", ".")
+    if not re.fullmatch(r"[\w.]+", plain):
+        raise AdapterError(f"the rank or alpha pattern '{pattern[:80]}' is not a plain module path")
+    whole = pattern.startswith("^")
+    plains = {plain, current_name("model", plain)}
+    return any(name == p or (not whole and name.endswith("." + p)) for name in names for p in plains)
+
+
+def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
+    saved = config.get("modules_to_save") or []
+    if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+        raise AdapterError("'modules_to_save' is not a list of names")
+    return tuple(saved)
 
 
 def _owner(name: str, saved: tuple[str, ...]) -> str | None:
@@ -225,14 +263,20 @@ def _refuse_variants(config: dict[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise AdapterError(f"this is a {kind} adapter; hubctl runs LoRA", hint="train it with `hubctl train`")
-    for flag, name in (("use_dora", "DoRA"), ("lora_bias", "LoRA with biases"), ("fan_in_fan_out", "Conv1D")):
+    for flag, name in _VARIANTS.items():
         if config.get(flag):
             raise AdapterError(f"this is a {name} adapter; hubctl runs plain LoRA and rsLoRA")
     if config.get("bias", "none") != "none":
         raise AdapterError("this adapter changes biases; hubctl runs LoRA with bias='none'")
+    start = config.get("init_lora_weights", True)
+    if not isinstance(start, bool | str | None) or start not in _PLAIN_STARTS:
+        raise AdapterError(
+            f"this adapter started from '{str(start)[:40]}', which changes the base's own weights",
+            hint="save it with peft's path_initial_model_for_weight_conversion, which makes plain LoRA of it",
+        )
 
 
-def _refuse_key(key: str) -> Any:
+def _refuse_key(key: str) -> NoReturn:
     for mark, kind in _OTHER_KINDS.items():
         if mark in key:
             raise AdapterError(
@@ -255,14 +299,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise AdapterError(f"{path.name} is larger than {MAX_CONFIG_BYTES:,} bytes")
-        return _parse_json(path.read_text(encoding="utf-8"), path.name)
+        return _parse_json(path.read_bytes(), path.name)
     except OSError as error:
         raise AdapterError(
             f"{path.name} is missing beside {WEIGHTS_PEFT}", hint="save it with peft's save_pretrained"
         ) from error
 
 
-def _parse_json(text: str, where: str) -> dict[str, Any]:
+def _parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,8 +1,8 @@
 """One spelling for module names that libraries have renamed over time.
 
-transformers renamed SegFormer's modules in 5.10 (pull request 41693) and dropped CLIP's `text_model.` level; its
-`save_pretrained` still writes SegFormer's old names, its modules carry the new ones. Everything that compares names
-compares them as the current modules spell them.
+transformers renamed SegFormer's modules in 5.10 (pull request 41693) and dropped CLIP's `text_model.` level;
+its `save_pretrained` still writes SegFormer's old names, its modules carry the new ones. Everything that
+compares names compares them as the current modules spell them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubctl.errors import AdapterError, ConflictError, HubctlError
+from hubctl.errors import AdapterError, ConflictError, HubctlError, InputError
 from hubctl.settings import from_mapping
 
 MANIFEST = "hubctl.json"
@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if not isinstance(data, dict) or data.get("format") != 1:
             raise AdapterError(f"{path.name} is not a manifest that this hubctl knows", hint="update hubctl")
         return from_mapping(Manifest, data, where=path.name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path.name} is not valid JSON: {error}") from error
     except AdapterError:
         raise
@@ -75,25 +75,40 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         ConflictError: `path` exists and is not empty, and `overwrite` is false.
     """
+    path = path.absolute()
     refuse_existing(path, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another --output") from error
     made.chmod(0o755)
     try:
         yield made
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(old / "folder")
-            made.rename(path)
-            shutil.rmtree(old)
-        else:
-            made.rename(path)
+        refuse_existing(path, overwrite=overwrite)  # somebody else may have made it meanwhile
+        _replace(path, made)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
+def _replace(path: Path, made: Path) -> None:
+    """Move `made` to `path`; what was there goes once the new folder stands, and comes back if it cannot."""
+    if not path.exists():
+        made.rename(path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    old = path.rename(aside / "folder")
+    try:
+        made.rename(path)
+    except BaseException:
+        old.rename(path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `ConflictError` when `path` holds something and may not be replaced: ask before long work, not after."""
+    """Raise `ConflictError` when `path` holds something that may not be replaced; ask before long work."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() and not overwrite:

@@ -1,0 +1,1 @@
+"""The `hubctl` command: one module per command group, light to import."""

@@ -1,0 +1,212 @@
+"""`hubctl train`: flags to a TrainConfig, and a training's events to a progress bar or JSON lines."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hubctl.cli.output import Output, human_bytes, json_option
+
+if TYPE_CHECKING:
+    from hubctl.base_models import BaseSource
+    from train.events import Event, Started
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FOLDER = click.Path(path_type=Path)
+
+
+def _common(command: F) -> F:
+    """Flags of every task."""
+    precisions = click.Choice(["auto", "no", "bf16", "fp16"])
+    options: tuple[Callable[[Any], Any], ...] = (
+        click.option("--base", required=True, metavar="REF", help="Base: a name, a folder or OWNER/NAME."),
+        click.option("--data", required=True, type=_FOLDER, metavar="DIR", help="Folder of training data."),
+        click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Adapter folder to make."),
+        click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there."),
+        click.option("--steps", type=int, help="Optimizer steps.  [default: by task and base]"),
+        click.option("--batch-size", type=int, help="Images a step.  [default: by task and base]"),
+        click.option("--lr", "learning_rate", type=float, help="Peak rate.  [default: by task and base]"),
+        click.option("--rank", type=int, default=16, show_default=True, help="LoRA rank."),
+        click.option("--alpha", type=float, help="LoRA alpha.  [default: the rank]"),
+        click.option("--targets", default="attention", show_default=True, metavar="PRESET|NAMES",
+                     help="Layers to adapt: attention, all-linear, or names with commas."),
+        click.option("--resolution", type=int, metavar="PX", help="Side of the images.  [default: the base]"),
+        click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights."),
+        click.option("--mixed-precision", type=precisions, default="auto", show_default=True,
+                     help="auto: half precision on a GPU, none on a CPU."),
+        click.option("--sample-every", type=int, metavar="STEPS",
+                     help="Draw samples this often; 0 for never.  [default: twice]"),
+        json_option,
+        click.pass_obj,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_sample_prompt = click.option(
+    "--sample-prompt", "sample_prompts", multiple=True, metavar="TEXT",
+    help="Prompt to draw while training; may be repeated.",
+)  # fmt: skip
+
+
+@click.group(no_args_is_help=True)
+def train() -> None:
+    """Train an adapter from a folder of images.
+
+    \b
+    Examples:
+      hubctl train text-to-image --base emoji-64 --data drawings/ --output my-style
+      hubctl train dreambooth --base emoji-64 --data my-dog/ --output my-dog-lora \\
+          --instance-prompt "a photo of tok dog"
+      hubctl train segmentation --base emoji-64-seg --data pets/ --output pets-lora
+    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+
+
+@train.command("text-to-image")
+@_common
+@_sample_prompt
+@click.option("--caption-dropout", type=float, default=0.05, show_default=True,
+              help="Part of the captions left out, so that guidance keeps working.")  # fmt: skip
+def text_to_image(out: Output, **settings: Any) -> None:
+    """Learn a style or a theme from images with captions.
+
+    DIR holds images and a metadata.jsonl with lines {"file_name": "a.png", "text": "a red apple"}, or a
+    .txt beside each image. With DIR/train and DIR/test the second is only judged on.
+
+    \b
+    Example:
+      hubctl train text-to-image --base emoji-64 --data drawings/ --output my-style --steps 400
+    """  # noqa: D301
+    _run(out, task="text-to-image", **settings)
+
+
+@train.command()
+@_common
+@_sample_prompt
+@click.option("--instance-prompt", required=True, metavar="TEXT", help="Names your subject.")
+@click.option("--class-prompt", metavar="TEXT", help="Names its class; turns on prior preservation.")
+@click.option("--class-data", type=_FOLDER, metavar="DIR",
+              help="Images of the class; missing ones are drawn by the base into it.")  # fmt: skip
+@click.option(
+    "--num-class-images", type=int, default=32, show_default=True, help="Class images to train with."
+)
+@click.option(
+    "--prior-weight", type=float, default=1.0, show_default=True, help="Weight of the class images."
+)
+def dreambooth(out: Output, **settings: Any) -> None:
+    """Learn one subject from a few images of it.
+
+    \b
+    Example:
+      hubctl train dreambooth --base emoji-64 --data my-dog/ --output my-dog-lora \\
+          --instance-prompt "a photo of tok dog" --class-prompt "a photo of a dog"
+    """  # noqa: D301
+    _run(out, task="dreambooth", **settings)
+
+
+@train.command()
+@_common
+def segmentation(out: Output, **settings: Any) -> None:
+    """Learn a class for each pixel from images with masks.
+
+    DIR holds images/*.png and masks/*.png of the same names, a mask's pixels being class numbers (255 is
+    ignored), and a labels.json such as {"0": "pet", "1": "border", "2": "background"}. With DIR/train and
+    DIR/test the second is only judged on.
+
+    \b
+    Example:
+      hubctl train segmentation --base emoji-64-seg --data pets/ --output pets-lora
+    """  # noqa: D301
+    _run(out, task="segmentation", **settings)
+
+
+def _run(out: Output, *, base: str, targets: str, **settings: Any) -> None:
+    from train.config import TrainConfig
+    from train.run import train as run_training
+
+    # A polite kill ends a training as Ctrl-C does: the working folder goes with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    names = tuple(name.strip() for name in targets.split(","))
+    config = TrainConfig(base=base, targets=names, **settings)
+    with closing(run_training(config, hub=_hub_for(base))) as events:
+        if out.json:
+            _report_json(out, events)
+        else:
+            _report(out, events)
+
+
+def _hub_for(base: str) -> BaseSource | None:
+    """A hub only for a base that needs one: an embedded base trains without a network."""
+    from hubctl.base_models import embedded_path
+
+    if embedded_path(base) is not None or Path(base).is_dir() or "/" not in base:
+        return None
+    from hubctl.hub.remotes import connect
+
+    return connect()
+
+
+def _report_json(out: Output, events: Iterator[Event]) -> None:
+    from train.events import event_data, event_kind
+
+    for event in events:
+        out.event(event_kind(event), event_data(event))
+
+
+def _report(out: Output, events: Iterator[Event]) -> None:
+    from train.events import Evaluated, Preparing, Sampled, Saved, Started, StepDone, Warned
+
+    for event in events:
+        match event:
+            case Preparing():
+                out.note(f"{event.stage} ...")
+            case Started():
+                out.note(_described(event))
+                _report_steps(out, event, events)
+            case Evaluated():
+                for name, value in event.metrics.items():
+                    out.note(f"  {name.replace('_', ' ')}: {value:.4f} ({event.split} images)")
+            case Saved():
+                out.result(
+                    {"adapter": str(event.path), "weights_bytes": event.weights_bytes},
+                    text=f"{event.path}: {human_bytes(event.weights_bytes)} of weights, with a card",
+                    quiet="adapter",
+                )
+                out.note(f"  next: hubctl push {event.path}")
+            case Warned():
+                out.warn(event.message)
+            case Sampled() | StepDone():
+                pass  # shown by the progress bar
+
+
+def _report_steps(out: Output, started: Started, events: Iterator[Event]) -> None:
+    """Show the steps as one bar; returns after the last."""
+    from train.events import Sampled, StepDone, Warned
+
+    with out.progress(started.steps, "training") as bar:
+        for event in events:
+            match event:
+                case StepDone():
+                    bar.update(event.step, loss=event.loss, rate=event.learning_rate)
+                    if event.step == event.steps:
+                        return
+                case Sampled():
+                    bar.update(samples=event.step)
+                case Warned():
+                    out.warn(event.message)
+
+
+def _described(started: Started) -> str:
+    held_out = f" and {started.held_out_images} held out" if started.held_out_images else ""
+    return (
+        f"{started.task}: {started.images} images{held_out}, {started.resolution_px} px, on {started.base} "
+        f"({started.device}); {started.trainable_parameters:,} parameters train, rank {started.rank}, "
+        f"{started.batch_size} images a step, peak rate {started.learning_rate:g}"
+    )

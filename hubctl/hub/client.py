@@ -1,0 +1,416 @@
+"""The only file that talks to a Hub, through huggingface_hub; its errors become ours here and nowhere else.
+
+Everything is passed explicitly (endpoint, token, time limits), so that neither the environment nor a login
+for another endpoint leaks into a call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubctl.errors import (
+    AccessError,
+    ConflictError,
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    UnavailableError,
+)
+from hubctl.hub.faults import explain, login_command, translated, unreachable
+from hubctl.hub.records import (
+    AdapterInfo,
+    AdapterSummary,
+    Digest,
+    FileInfo,
+    Pushed,
+    RepoInfo,
+    first_base_model,
+    pick_weights,
+)
+from hubctl.refs import AdapterRef, PinnedRef
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import HfApi, ModelInfo
+
+CONNECT_TIMEOUT_S = 4.0
+"""A dead endpoint is reported after this long, not after huggingface_hub's minutes of retries."""
+READ_TIMEOUT_S = 60.0
+"""Between two bytes; a commit of many files keeps a registry busy for a while before it answers."""
+DOWNLOAD_TRIES = 3
+CHUNK_BYTES = 1 << 20
+MAX_UNHASHED_BYTES = 32 << 20
+"""Largest weights file that is fetched only to learn its sha256, where the registry does not state it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """One registry, as one user. Safe to use from several threads."""
+
+    endpoint: str
+    token: str | None = field(repr=False)
+    name: str
+    cache: Path | None = field(default=None, kw_only=True)
+    """Where `download_base` keeps bases; HUBCTL_CACHE when None."""
+
+    def whoami(self) -> str:
+        """The name that the token belongs to.
+
+        Raises:
+            AccessError: there is no token, or the registry refuses it.
+        """
+        self.need_token("say who you are")
+        with self._translated("whoami"):
+            return str(self._api().whoami()["name"])
+
+    def need_token(self, purpose: str) -> None:
+        """Raise `AccessError`, naming the command to type, when there is no token."""
+        if not self.token:
+            raise AccessError(f"no token for {self} to {purpose}", hint=login_command(self))
+
+    def repo_info(self, ref: AdapterRef) -> RepoInfo:
+        """The repository `ref` at the commit it points to now: files with their hashes, and the card.
+
+        Raises:
+            NotFoundError: no such repository or revision, or one that this token may not see.
+        """
+        with self._translated(str(ref)):
+            found = self._api().model_info(
+                ref.repo_id, revision=ref.revision, files_metadata=True, timeout=_time_limits()
+            )
+        if not found.sha:
+            raise NotFoundError(
+                f"{ref.repo_id} on {self} is empty", hint=f"hubctl push DIR --repo {ref.repo_id}"
+            )
+        return RepoInfo(
+            repo_id=found.id,
+            revision=ref.revision or "main",
+            commit=found.sha,
+            files={
+                s.rfilename: FileInfo(
+                    size_bytes=int((s.lfs.size if s.lfs else s.size) or 0),
+                    sha256=s.lfs.sha256 if s.lfs else None,
+                    git_sha1=None if s.lfs else s.blob_id,
+                )
+                for s in found.siblings or ()
+            },
+            card=_card(found),
+            task=found.pipeline_tag,
+            tags=tuple(found.tags or ()),
+            private=bool(found.private),
+            updated=found.last_modified,
+        )
+
+    def adapter_info(self, ref: AdapterRef) -> AdapterInfo:
+        """The adapter `ref`, resolved: every cache is keyed by the `pinned` that this returns.
+
+        Raises:
+            NotFoundError: no such repository or revision.
+            AdapterError: the repository holds no adapter in safetensors.
+        """
+        return self.pin(self.repo_info(ref))
+
+    def pin(self, info: RepoInfo) -> AdapterInfo:
+        """The adapter in the repository `info`, pinned; see `adapter_info`."""
+        weights = pick_weights(info)
+        sha256 = info.files[weights].sha256 or self._hash_remote(info, weights)
+        return AdapterInfo(
+            **{name: getattr(info, name) for name in RepoInfo.__dataclass_fields__},
+            weights_file=weights,
+            pinned=PinnedRef(info.repo_id, info.revision, info.commit, sha256),
+        )
+
+    def list_adapters(
+        self,
+        search: str | None = None,
+        author: str | None = None,
+        base_model: str | None = None,
+        limit: int = 100,
+        *,
+        everything: bool = False,
+    ) -> list[AdapterSummary]:
+        """Adapters on this registry, the latest first; with `everything` the base models too."""
+        # The public hub has millions of models: there, let it select. A registry of one's own may hold
+        # adapters without tags, so there we look at the cards.
+        public = self.endpoint == "https://huggingface.co"
+        wanted = f"base_model:adapter:{base_model}" if base_model else "lora"
+        self._reach()
+        found = []
+        with self._translated("the listing"):
+            for model in self._api().list_models(
+                search=search,
+                author=author,
+                filter=wanted if public and not everything else None,
+                sort="last_modified",
+                limit=limit if public else None,
+                expand=[
+                    "author",
+                    "cardData",
+                    "lastModified",
+                    "pipeline_tag",
+                    "private",
+                    "sha",
+                    "tags",
+                    "usedStorage",
+                ],
+            ):
+                card = _card(model)
+                base = first_base_model(card)
+                if not everything and not public and base is None and "lora" not in (model.tags or ()):
+                    continue
+                if base_model and base != base_model:
+                    continue
+                found.append(
+                    AdapterSummary(
+                        repo_id=model.id,
+                        base_model=base,
+                        task=model.pipeline_tag,
+                        updated=model.last_modified,
+                        size_bytes=model.used_storage,
+                        commit=model.sha,
+                        private=bool(model.private),
+                        tags=tuple(model.tags or ()),
+                    )
+                )
+                if len(found) == limit:
+                    break
+        return found
+
+    def create_and_upload(
+        self, files: Mapping[str, Path], repo_id: str, *, message: str, private: bool = False
+    ) -> Pushed:
+        """Make `repo_id` hold exactly `files` (path in the repository: local file), in one commit.
+
+        The repository is created when it is missing. Files that it has and `files` lacks are deleted: a
+        re-trained adapter must not leave the old one's weights beside its own.
+
+        Raises:
+            AccessError: no token, a wrong one, or no right to write there.
+            ConflictError: somebody pushed in between, or `private` was asked for a public repository.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+        self.need_token(f"push to {repo_id}")
+        api = self._api()
+        with self._translated(repo_id):
+            try:
+                before = api.model_info(repo_id, timeout=_time_limits())
+            except RepositoryNotFoundError:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                before = api.model_info(repo_id, timeout=_time_limits())
+        if private and not before.private:
+            raise ConflictError(f"{repo_id} exists already and is public", hint="choose another --repo")
+        stale = {s.rfilename for s in before.siblings or ()} - set(files) - {".gitattributes"}
+        with self._translated(repo_id):
+            try:
+                commit = api.create_commit(
+                    repo_id,
+                    [
+                        *(CommitOperationAdd(name, path) for name, path in sorted(files.items())),
+                        *(CommitOperationDelete(name) for name in sorted(stale)),
+                    ],
+                    commit_message=message,
+                    parent_commit=before.sha,
+                )
+            except (HfHubHTTPError, HFValidationError, json.JSONDecodeError):
+                raise
+            except ValueError as error:
+                raise InputError(f"the registry refuses README.md: {error}") from error
+            except RuntimeError as error:  # what hf_xet raises when the transfer itself fails
+                raise UnavailableError(
+                    f"the upload to {self} broke off: {error}",
+                    hint="push again; what arrived is not sent twice",
+                ) from error
+        return Pushed(
+            repo_id=repo_id,
+            commit=commit.oid,
+            url=f"{self.endpoint}/{repo_id}",
+            unchanged=commit.oid == before.sha,
+        )
+
+    def delete(self, repo_id: str) -> None:
+        """Delete a repository with its history."""
+        self.need_token(f"delete {repo_id}")
+        with self._translated(repo_id):
+            self._api().delete_repo(repo_id)
+
+    def download(
+        self, info: RepoInfo, path: str, target: Path, *, on_bytes: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Stream one file of `info`'s commit to `target`, checking size and hash on the way.
+
+        A broken connection is resumed where it stopped. `on_bytes` hears of every chunk.
+
+        Raises:
+            IntegrityError: what arrives is not what the registry promised; `target` is removed.
+        """
+        promised = info.files[path]
+        digest = Digest(promised, path)
+        try:
+            with target.open("wb") as file:
+                for chunk in self._stream(info, path, promised.size_bytes):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    on_bytes(len(chunk))
+            digest.check(f"{info.repo_id}@{info.commit[:12]}")
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def safetensors_header(
+        self, info: RepoInfo, path: str
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """The header of a safetensors file, by range requests.
+
+        Returns:
+            Tensor name → dtype, shape and data_offsets; and the free-form metadata.
+        """
+        with self._translated(f"{info.repo_id}/{path}"):
+            found = self._api().parse_safetensors_file_metadata(info.repo_id, path, revision=info.commit)
+        tensors = {
+            name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
+            for name, t in found.tensors.items()
+        }
+        return tensors, dict(found.metadata or {})
+
+    def download_base(self, ref: AdapterRef) -> tuple[Path, str]:
+        """A base model's folder in the cache, and its commit."""
+        from hubctl.hub.pull import pull_base
+
+        return pull_base(self, ref)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.endpoint})"
+
+    # -- inside
+
+    def _api(self) -> HfApi:
+        _prepare()
+        from huggingface_hub import HfApi
+
+        # False, not None: None would send the login of another endpoint.
+        return HfApi(endpoint=self.endpoint, token=self.token or False, library_name="hubctl")
+
+    def _reach(self) -> None:
+        """Fail now if nobody answers: huggingface_hub retries a listing for half a minute otherwise."""
+        _prepare()
+        from huggingface_hub.utils._http import get_session
+
+        with self._translated("the listing"):
+            get_session().head(self.endpoint)
+
+    def _hash_remote(self, info: RepoInfo, path: str) -> str:
+        size = info.files[path].size_bytes
+        if size > MAX_UNHASHED_BYTES:
+            raise IntegrityError(f"{self} states no sha256 for {path} ({size:,} bytes)")
+        digest = hashlib.sha256()
+        for chunk in self._stream(info, path, size):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _stream(self, info: RepoInfo, path: str, size_bytes: int) -> Iterator[bytes]:
+        """The bytes of a file, resumed after a broken connection; never more than `size_bytes`."""
+        import httpx2
+
+        done, tries = 0, 0
+        while True:
+            try:
+                with self._open(info, path, offset=done) as response:
+                    if done and response.status_code != 206:
+                        raise UnavailableError(f"{self} cannot resume {path}", hint="pull again")
+                    for chunk in response.iter_bytes(CHUNK_BYTES):
+                        done += len(chunk)
+                        if done > size_bytes:
+                            raise IntegrityError(
+                                f"{path} of {info.repo_id} is longer than {size_bytes:,} bytes"
+                            )
+                        yield chunk
+                return
+            except (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ReadTimeout) as error:
+                tries += 1
+                if tries == DOWNLOAD_TRIES or isinstance(error, httpx2.ConnectError):
+                    unreachable(error, self)
+                time.sleep(0.2 * tries)
+
+    @contextmanager
+    def _open(self, info: RepoInfo, path: str, *, offset: int) -> Iterator[httpx2.Response]:
+        _prepare()
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+        url = hf_hub_url(info.repo_id, path, revision=info.commit, endpoint=self.endpoint)
+        headers = build_hf_headers(token=self.token or False, library_name="hubctl")
+        headers["Accept-Encoding"] = "identity"  # hashes are of the bytes as stored
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        with get_session().stream("GET", url, headers=headers) as response:
+            if response.status_code >= 400:
+                response.read()
+                try:
+                    hf_raise_for_status(response)
+                except HfHubHTTPError as error:
+                    explain(error, f"{info.repo_id}/{path}", self)
+            yield response
+
+    def _translated(self, what: str) -> AbstractContextManager[None]:
+        return translated(what, self)
+
+
+def _card(model: ModelInfo) -> dict[str, Any]:
+    data: dict[str, Any] = model.card_data.to_dict() if model.card_data else {}  # type: ignore[no-untyped-call]
+    return data
+
+
+def hf_login() -> str | None:
+    """The token that `hf auth login` stored, for huggingface.co alone."""
+    from huggingface_hub import constants
+
+    stored = Path(constants.HF_TOKEN_PATH)  # not get_token(): that prefers HF_TOKEN, which is HF_ENDPOINT's
+    return (stored.read_text(encoding="utf-8").strip() or None) if stored.is_file() else None
+
+
+def _time_limits() -> Any:
+    """For one request. huggingface_hub says it wants seconds, and hands on what it gets."""
+    import httpx2
+
+    return httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+
+
+_prepared = False
+_prepare_lock = threading.Lock()
+
+
+def _prepare() -> None:
+    """Once per process: time limits for huggingface_hub's shared HTTP client, and no printing by it."""
+    global _prepared
+    with _prepare_lock:
+        if _prepared:
+            return
+        from huggingface_hub import set_client_factory
+        from huggingface_hub.utils import logging
+        from huggingface_hub.utils._http import default_client_factory
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        def with_time_limits() -> httpx2.Client:
+            client = default_client_factory()  # its own limit is none at all
+            client.timeout = _time_limits()
+            return client
+
+        set_client_factory(with_time_limits)
+        disable_progress_bars()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        _prepared = True
+
+
+__all__ = ["AdapterInfo", "AdapterSummary", "FileInfo", "Hub", "Pushed", "RepoInfo"]

@@ -1,0 +1,131 @@
+"""What huggingface_hub raises, as errors of ours: the other half of client.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn, Protocol
+from urllib.parse import urlsplit
+
+from hubctl.errors import (
+    AccessError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+
+class Registry(Protocol):
+    """What a message says of the registry; `str()` of it is "name (endpoint)"."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def endpoint(self) -> str: ...  # noqa: D102
+    @property
+    def token(self) -> str | None: ...  # noqa: D102
+
+
+@contextmanager
+def translated(what: str, hub: Registry) -> Iterator[None]:
+    """Turn what huggingface_hub raises inside into our errors; `what` names the thing asked for."""
+    import httpx2
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        SafetensorsParsingError,
+    )
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        explain(error, what, hub)
+    except (HFValidationError, SafetensorsParsingError) as error:
+        raise InputError(f"{what}: {error}") from error
+    except OfflineModeIsEnabled as error:
+        raise UnavailableError(
+            f"{hub} is not asked: HF_HUB_OFFLINE is set", hint="unset HF_HUB_OFFLINE"
+        ) from error
+    except httpx2.HTTPError as error:
+        unreachable(error, hub)
+    except json.JSONDecodeError as error:
+        raise UnavailableError(
+            f"{hub} answers, but not like a hub", hint="is the URL right? See `hubctl remote list`"
+        ) from error
+
+
+def explain(error: HfHubHTTPError, what: str, hub: Registry) -> NoReturn:
+    """Raise our error for an HTTP answer of the registry."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    status = error.response.status_code
+    said = error.server_message or f"HTTP {status}"
+    if isinstance(error, GatedRepoError):
+        raise AccessError(
+            f"{what} is gated on {hub}: {said}",
+            hint=f"ask for access at {hub.endpoint}",
+            forbidden=True,
+        ) from error
+    if isinstance(error, RevisionNotFoundError):
+        raise NotFoundError(f"{hub} has no such revision: {what}", hint="try it without @revision") from error
+    if isinstance(error, RemoteEntryNotFoundError):
+        raise NotFoundError(f"{hub} has no such file: {what}") from error
+    if isinstance(error, RepositoryNotFoundError):
+        hint = "check the spelling with `hubctl list`"
+        raise NotFoundError(
+            f"{hub} has no repository {what}",
+            hint=hint if hub.token else f"{hint}, or, if it is private, {login_command(hub)}",
+        ) from error
+    if status == 401:
+        raise AccessError(
+            f"{hub} refuses the token" if hub.token else f"{hub} wants a token for {what}",
+            hint=login_command(hub),
+        ) from error
+    if status == 403:
+        raise AccessError(
+            f"{hub} forbids this for {what}: {said}",
+            hint="use a repository of your own (`hubctl whoami`), or a token with write access",
+            forbidden=True,
+        ) from error
+    if status == 404:
+        raise NotFoundError(f"{hub} has no {what}: {said}") from error
+    if status in (409, 412):
+        raise ConflictError(
+            f"{what} changed on {hub} in the meantime: {said}",
+            hint="push again to put your files on top",
+        ) from error
+    if status == 429:
+        wait = error.response.headers.get("Retry-After", "")
+        raise OverloadedError(
+            f"{hub} asks for a pause: {said}", retry_after_s=float(wait) if wait.isdigit() else 60.0
+        ) from error
+    if status >= 500:
+        raise UnavailableError(f"{hub} failed ({status}): {said}", hint="try again in a while") from error
+    raise InputError(f"{hub} refuses {what}: {said}") from error
+
+
+def unreachable(error: Exception, hub: Registry) -> NoReturn:
+    """Raise our error for a registry that does not answer."""
+    reason = str(error) or type(error).__name__
+    raise UnavailableError(
+        f"cannot reach {hub}: {reason}",
+        hint="start it (`hubctl registry serve`), or choose another (`hubctl remote list`)",
+    ) from error
+
+
+def login_command(hub: Registry) -> str:
+    """What to type to log in there; an endpoint from HF_ENDPOINT has no name, and login goes there anyway."""
+    named = hub.name != urlsplit(hub.endpoint).netloc
+    return f"hubctl login --remote {hub.name}" if named else "hubctl login"

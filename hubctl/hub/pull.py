@@ -1,0 +1,247 @@
+"""Adapters and bases from a registry into the cache: hash-verified, whole or absent, once per commit.
+
+    $HUBCTL_CACHE/adapters/<owner>/<name>/<commit>/...      $HUBCTL_CACHE/bases/<owner>/<name>/<commit>/...
+
+A folder appears under its commit only when every file in it has been checked. One lock per commit lets
+several processes ask for the same adapter at once; one of them downloads, the others find it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hubctl.adapter.gate import MAX_BYTES, PICKLES, gate
+from hubctl.adapter.layout import AdapterLayout, read_layout
+from hubctl.adapter.package import new_folder
+from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
+from hubctl.hub.client import AdapterInfo, Hub, RepoInfo
+from hubctl.refs import AdapterRef, PinnedRef
+from hubctl.settings import environment
+
+TAKEN = frozenset({
+    ".safetensors", ".json", ".md", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".svg", ".csv",
+    ".toml", ".yaml", ".yml",
+})  # fmt: skip
+"""Kinds of files that are downloaded; everything else stays where it is."""
+BARE = frozenset({"LICENSE", "NOTICE"})
+MAX_FILES = 2000
+LOCK_TIMEOUT_S = 600.0
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_VARIANT = re.compile(r"\.(fp16|bf16|fp8|non_ema|ema_only)(?=[.-])")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulled:
+    """An adapter on this disk, verified."""
+
+    path: Path
+    pinned: PinnedRef
+    layout: AdapterLayout
+    cached: bool
+    """It was here already; nothing was downloaded."""
+
+
+def pull(
+    hub: Hub,
+    ref: AdapterRef | PinnedRef,
+    *,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pulled:
+    """Bring the adapter `ref` into the cache and return its verified folder.
+
+    A `PinnedRef` that is in the cache needs no network. `progress` hears (bytes done, bytes in all).
+
+    Raises:
+        NotFoundError: no such adapter or revision.
+        AdapterError: it is not sound: pickles only, a foreign format, NaN, limits.
+        IntegrityError: the bytes are not the promised ones; nothing is kept.
+    """
+    cache = cache or environment().cache
+    info: AdapterInfo | None = None
+    if isinstance(ref, PinnedRef):
+        pinned = ref
+    else:
+        info = hub.adapter_info(ref)
+        pinned = info.pinned
+    folder = commit_folder(cache / "adapters", pinned.repo_id, pinned.commit)
+    with _locked(folder):
+        if (layout := _cached(folder, pinned)) is not None:
+            return Pulled(path=folder, pinned=pinned, layout=layout, cached=True)
+        if info is None:
+            info = hub.adapter_info(AdapterRef(pinned.repo_id, pinned.commit))
+            if info.pinned.sha256 != pinned.sha256:
+                raise IntegrityError(
+                    f"{pinned} has other weights on {hub} than were asked for",
+                    hint=f"hubctl show {pinned.repo_id}",
+                )
+        layout = _download(hub, info, folder, adapter_files(info), progress)
+    return Pulled(path=folder, pinned=pinned, layout=layout, cached=False)
+
+
+def pull_base(
+    hub: Hub,
+    ref: AdapterRef,
+    *,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, str]:
+    """Bring a base model into the cache; its folder and commit."""
+    cache = cache or hub.cache or environment().cache
+    info = hub.repo_info(ref)
+    folder = commit_folder(cache / "bases", info.repo_id, info.commit)
+    with _locked(folder):
+        if not folder.is_dir():
+            with new_folder(folder) as made:
+                _fetch(hub, info, made, base_files(info), progress)
+    return folder, info.commit
+
+
+def copy_out(pulled: Pulled, target: Path, *, overwrite: bool = False) -> None:
+    """Copy a pulled adapter to a folder of the user's choice."""
+    with new_folder(target, overwrite=overwrite) as made:
+        shutil.copytree(pulled.path, made, dirs_exist_ok=True)
+
+
+def commit_folder(root: Path, repo_id: str, commit: str) -> Path:
+    """Where a repository's commit lies under `root`.
+
+    Raises:
+        IntegrityError: the registry's commit is not a commit id, and must not become part of a path.
+    """
+    ref = AdapterRef.parse(repo_id)
+    if ref.revision or not _COMMIT.fullmatch(commit):
+        raise IntegrityError(f"the registry names a commit of {repo_id} that is none: {commit[:60]!r}")
+    return root.joinpath(*repo_id.split("/"), commit)
+
+
+def adapter_files(info: AdapterInfo) -> list[str]:
+    """The files of an adapter's repository that are downloaded."""
+    names = [name for name in _safe(info) if name == info.weights_file or not name.endswith(".safetensors")]
+    if (size := sum(info.files[name].size_bytes for name in names)) > MAX_BYTES:
+        raise AdapterError(f"{info.repo_id} has {size:,} bytes (limit {MAX_BYTES:,})")
+    return names
+
+
+def base_files(info: RepoInfo) -> list[str]:
+    """The files of a base model's repository that are needed to run it.
+
+    Beside a diffusers pipeline's folders many repositories hold the same weights again, as one large file and
+    as half-precision variants: those are left out.
+    """
+    wanted = _safe(info)
+    if "model_index.json" in info.files:
+        wanted = [name for name in wanted if "/" in name or not name.endswith(".safetensors")]
+    names = set(wanted)
+    kept = [name for name in wanted if not _VARIANT.search(name) or _VARIANT.sub("", name) not in names]
+    if not any(name.endswith(".safetensors") for name in kept):
+        pickles = any(PurePosixPath(name).suffix in PICKLES for name in info.files)
+        raise AdapterError(
+            f"{info.repo_id} holds no safetensors weights{', only pickles' if pickles else ''}",
+            hint="name a base saved with safetensors",
+        )
+    return kept
+
+
+def check_name(name: str) -> str:
+    """Return the path `name` of a file in a repository if it is safe to write below a folder.
+
+    Raises:
+        InputError: it is absolute, climbs out, or uses what some file system reads as something else.
+    """
+    parts = name.split("/")
+    if (
+        not name
+        or len(name) > 400
+        or re.search(r"[\x00-\x1f\x7f\\:]", name)
+        or any(
+            part in ("", ".", "..") or part.endswith((" ", ".")) or part.lower() == ".git" for part in parts
+        )
+    ):
+        raise InputError(f"a file name that cannot be trusted: {name[:100]!r}")
+    return name
+
+
+def _safe(info: RepoInfo) -> list[str]:
+    """Names that are taken, checked; two names that one disk would merge are refused."""
+    try:
+        names = [
+            check_name(name)
+            for name in sorted(info.files)
+            if PurePosixPath(name).suffix.lower() in TAKEN or PurePosixPath(name).name in BARE
+        ]
+    except InputError as error:
+        raise AdapterError(f"{info.repo_id} has {error.message}") from error
+    if len({name.lower() for name in names}) != len(names):
+        raise AdapterError(f"{info.repo_id} has file names that differ only in case")
+    if len(names) > MAX_FILES:
+        raise AdapterError(f"{info.repo_id} has {len(names):,} files (limit {MAX_FILES:,})")
+    return names
+
+
+def _download(
+    hub: Hub,
+    info: AdapterInfo,
+    folder: Path,
+    names: list[str],
+    progress: Callable[[int, int], None] | None,
+) -> AdapterLayout:
+    with new_folder(folder) as made:
+        _fetch(hub, info, made, names, progress)
+        gate(made, None)
+    return read_layout(folder)
+
+
+def _fetch(
+    hub: Hub, info: RepoInfo, target: Path, names: list[str], progress: Callable[[int, int], None] | None
+) -> None:
+    total, done = sum(info.files[name].size_bytes for name in names), 0
+
+    def count(chunk: int) -> None:
+        nonlocal done
+        done += chunk
+        if progress is not None:
+            progress(done, total)
+
+    for name in names:
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hub.download(info, name, path, on_bytes=count)
+
+
+def _cached(folder: Path, pinned: PinnedRef) -> AdapterLayout | None:
+    """The layout of the cached folder if its weights are still the ones that `pinned` promises."""
+    if not folder.is_dir():
+        return None
+    try:
+        layout = read_layout(folder)
+        with layout.weights_file.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == pinned.sha256:
+                return layout
+    except (AdapterError, OSError):
+        pass  # damaged on disk: the same as not being here
+    shutil.rmtree(folder)
+    return None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.parent / f".{folder.name}.lock"
+    try:
+        with FileLock(lock, timeout=LOCK_TIMEOUT_S):
+            for abandoned in folder.parent.glob(f".{folder.name}-*"):  # by a download that was killed
+                shutil.rmtree(abandoned)
+            yield
+    except Timeout as error:
+        raise ConflictError(
+            f"another process has been downloading {folder} for long", hint=f"rm {lock}"
+        ) from error

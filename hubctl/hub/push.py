@@ -1,0 +1,165 @@
+"""A folder onto a registry: judged first, uploaded in one commit after that."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hubctl.adapter.base_shapes import BaseShapes
+from hubctl.adapter.card import read_card_data
+from hubctl.adapter.check import Fit, check_fit
+from hubctl.adapter.gate import gate, refuse_misfit, refuse_unsafe_files
+from hubctl.adapter.layout import AdapterLayout
+from hubctl.adapter.package import read_manifest
+from hubctl.errors import AdapterError, InputError, NotFoundError
+from hubctl.families import detect_family
+from hubctl.hub.client import Hub, Pushed
+from hubctl.hub.headers import base_shapes
+from hubctl.hub.pull import check_name
+from hubctl.hub.records import first_base_model
+from hubctl.refs import check_repo_id
+
+Kind = Literal["adapter", "base"]
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A sound adapter beside a base."""
+
+    layout: AdapterLayout
+    base_id: str
+    shapes: BaseShapes
+
+    @property
+    def fit(self) -> Fit:
+        """The verdict."""
+        return check_fit(self.layout.modules, self.layout.heads, self.shapes)
+
+    def refuse_misfit(self) -> None:
+        """Raise `AdapterMismatchError` unless it fits."""
+        refuse_misfit(self.layout, self.base_id, self.shapes)
+
+
+def push(
+    hub: Hub,
+    folder: Path,
+    repo_id: str | None = None,
+    *,
+    kind: Kind = "adapter",
+    private: bool = False,
+    message: str | None = None,
+    stage: Stage = lambda text: None,
+) -> Pushed:
+    """Upload `folder` as `repo_id` (the user's own name and the folder's, when None).
+
+    Nothing is sent before the folder has passed: an adapter must be sound, name its base and fit it; a base
+    must be one that hubctl runs, in safetensors. `stage` hears what happens, in words.
+
+    Raises:
+        AccessError: no token, a wrong one, or no right to write there.
+        AdapterError: the folder is refused; the message says why.
+        NotFoundError: the folder, or the base that the card names, is not there.
+        UnavailableError: the registry cannot be reached.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"no folder {folder}", hint="hubctl push DIR (the folder that `hubctl train` wrote)"
+        )
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    files = folder_files(folder)
+    if kind == "base":
+        check_base(folder)
+    else:
+        compare(folder, lambda: hub).refuse_misfit()
+    hub.need_token(f"push {folder}")
+    if repo_id is None:
+        repo_id = default_repo_id(hub.whoami(), folder)
+    size = sum(path.stat().st_size for path in files.values())
+    stage(f"Uploading {len(files)} files, {size / 1e6:.1f} MB, as {repo_id} to {hub.name}")
+    return hub.create_and_upload(
+        files, repo_id, message=message or f"Push {folder.resolve().name} with hubctl", private=private
+    )
+
+
+def compare(folder: Path, connect: Callable[[], Hub], base: str | None = None) -> Compared:
+    """Judge the adapter in `folder`, and compare it with `base` or the base that its card names.
+
+    Raises:
+        AdapterError: it is unsound, or its card names no base.
+        NotFoundError: the base is not to be found.
+    """
+    refuse_unsafe_files(folder)
+    named = base or base_model_of(folder)
+    layout = gate(folder, None)
+    base_id, shapes = base_shapes(named, connect)
+    return Compared(layout=layout, base_id=base_id, shapes=shapes)
+
+
+def check_base(folder: Path) -> None:
+    """Refuse a base-model folder that holds pickles, or is of a kind that hubctl does not run."""
+    refuse_unsafe_files(folder)
+    detect_family(folder)
+    if not any(folder.rglob("*.safetensors")):
+        raise AdapterError(f"{folder} holds no safetensors weights", hint="save the base with safetensors")
+
+
+def base_model_of(folder: Path) -> str:
+    """The base that the card of `folder` names.
+
+    Raises:
+        AdapterError: it names none; the hint is the line to add.
+    """
+    if named := first_base_model(read_card_data(folder)):
+        return named
+    manifest = read_manifest(folder)
+    known = manifest.base.id if manifest else "OWNER/NAME"
+    raise AdapterError(
+        f"the card of {folder} (README.md) does not say which base_model the adapter is for",
+        hint=f"add the line `base_model: {known}` between the --- lines at the top of README.md",
+    )
+
+
+def default_repo_id(user: str, folder: Path) -> str:
+    """`user/<folder's name>`, with what a repository's name may not hold replaced.
+
+    Raises:
+        InputError: nothing of the name is left.
+    """
+    name = re.sub(
+        r"-{2,}", "-", re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name))
+    )
+    try:
+        return check_repo_id(f"{user}/{name.strip('-.')}")
+    except InputError:
+        raise InputError(
+            f"the folder's name '{folder.resolve().name}' makes no repository name",
+            hint="add --repo OWNER/NAME",
+        ) from None
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
+    """What is uploaded: every regular file by its path in the repository; hidden files and caches stay here.
+
+    Raises:
+        InputError: a symbolic link (it could send a file from elsewhere), or an unsafe name.
+    """
+    files: dict[str, Path] = {}
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        for name in sorted(names) + folders:
+            path = Path(root) / name
+            if path.is_symlink():
+                raise InputError(f"{path} is a symbolic link", hint="replace it by the file itself")
+        for name in sorted(names):
+            if not name.startswith("."):
+                path = Path(root) / name
+                files[check_name(path.relative_to(folder).as_posix())] = path
+    if not files:
+        raise InputError(f"{folder} is empty", hint="hubctl push DIR (the folder that `hubctl train` wrote)")
+    return files

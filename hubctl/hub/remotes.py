@@ -1,0 +1,254 @@
+"""Registries by name, and the tokens for them: `remotes.toml` and `tokens.toml` (0600) under HUBCTL_HOME.
+
+A token belongs to an endpoint, not to a name: pointing a name at another URL sends no old token there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from hubctl.errors import ConflictError, InputError, NotFoundError
+from hubctl.settings import Environment, environment, load_toml
+
+if TYPE_CHECKING:
+    from hubctl.hub.client import Hub
+
+HF_NAME = "hf"
+HF_URL = "https://huggingface.co"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A registry that hubctl knows by name."""
+
+    name: str
+    url: str
+    current: bool
+    """Used when neither `--remote` nor HF_ENDPOINT says otherwise."""
+    logged_in: bool
+    """A token is stored for its URL."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Entry:
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _RemotesFile:
+    current: str = HF_NAME
+    remotes: dict[str, _Entry] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _TokensFile:
+    tokens: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+def list_remotes(home: Path) -> list[Remote]:
+    """All remotes, the built-in `hf` first."""
+    file, tokens = _read_remotes(home), _read_tokens(home)
+    urls = {HF_NAME: HF_URL, **{name: entry.url for name, entry in sorted(file.remotes.items())}}
+    return [
+        Remote(name=name, url=url, current=name == file.current, logged_in=url in tokens)
+        for name, url in urls.items()
+    ]
+
+
+def add_remote(home: Path, name: str, url: str, *, use: bool = False) -> Remote:
+    """Remember `url` as `name`; adding the same pair again changes nothing.
+
+    Raises:
+        InputError: the name or URL is malformed, or the URL carries credentials.
+        ConflictError: the name stands for another URL already.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"'{name}' is not a remote's name", hint="use letters, digits, - and _")
+    url = normal_url(url)
+    file = _read_remotes(home)
+    known = HF_URL if name == HF_NAME else file.remotes[name].url if name in file.remotes else url
+    if known != url:
+        raise ConflictError(
+            f"remote '{name}' is {known} already",
+            hint="choose another name"
+            if name == HF_NAME
+            else f"hubctl remote remove {name}, then add it again",
+        )
+    entries = file.remotes if name == HF_NAME else {**file.remotes, name: _Entry(url=url)}
+    current = name if use else file.current
+    _write_remotes(home, _RemotesFile(current=current, remotes=entries))
+    return Remote(name=name, url=url, current=name == current, logged_in=url in _read_tokens(home))
+
+
+def use_remote(home: Path, name: str) -> Remote:
+    """Make `name` the current remote."""
+    remote = get_remote(home, name)
+    _write_remotes(home, _RemotesFile(current=name, remotes=_read_remotes(home).remotes))
+    return remote
+
+
+def remove_remote(home: Path, name: str) -> Remote:
+    """Forget a remote, and its token unless another name shares the URL; `hf` becomes current if it was."""
+    remote = get_remote(home, name)
+    if name == HF_NAME:
+        raise InputError(f"remote '{HF_NAME}' is built in", hint="hubctl remote use NAME selects another")
+    file = _read_remotes(home)
+    left = {other: entry for other, entry in file.remotes.items() if other != name}
+    _write_remotes(
+        home, _RemotesFile(current=HF_NAME if file.current == name else file.current, remotes=left)
+    )
+    if remote.url not in {HF_URL, *(entry.url for entry in left.values())}:
+        _write_tokens(home, {url: t for url, t in _read_tokens(home).items() if url != remote.url})
+    return remote
+
+
+def get_remote(home: Path, name: str) -> Remote:
+    """The remote called `name`.
+
+    Raises:
+        NotFoundError: there is none; the hint names those that exist.
+    """
+    remotes = list_remotes(home)
+    for remote in remotes:
+        if remote.name == name:
+            return remote
+    known = ", ".join(remote.name for remote in remotes)
+    raise NotFoundError(f"no remote '{name}'", hint=f"hubctl remote add {name} URL (known: {known})")
+
+
+def save_token(home: Path, url: str, token: str) -> None:
+    """Store `token` for `url`, readable by this user alone."""
+    _write_tokens(home, {**_read_tokens(home), url: token})
+
+
+def clean_token(text: str) -> str:
+    """`text` without the white space around it.
+
+    Raises:
+        InputError: it is empty, or holds what no token has (the text itself is never shown).
+    """
+    token = text.strip()
+    if not re.fullmatch(r"[\x21-\x7e]{4,4096}", token):
+        raise InputError("that is not a token", hint="paste the whole token, and nothing else")
+    return token
+
+
+def normal_url(url: str) -> str:
+    """`url` as tokens are keyed: scheme, host, port and path, without a trailing slash.
+
+    Raises:
+        InputError: it is not http(s), has no host, or carries a password, query or fragment.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        raise InputError(f"'{url}' is not a URL", hint="for example http://127.0.0.1:8765") from None
+    if parts.username or parts.password:
+        raise InputError(
+            "a remote's URL must not carry a user or password", hint="hubctl login stores a token"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise InputError(f"'{url}' is not an http(s) URL", hint="for example http://127.0.0.1:8765")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = {"http": 80, "https": 443}[parts.scheme]
+    shown = f":{port}" if port not in (None, default) else ""
+    return f"{parts.scheme}://{host}{shown}{parts.path.rstrip('/')}"
+
+
+def sends_in_clear(url: str) -> bool:
+    """Whether a token sent to `url` crosses a network unencrypted."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+
+
+def select_remote(remote: str | None, env: Environment) -> Remote:
+    """The registry to talk to: `--remote`, else HF_ENDPOINT, else the current remote, else huggingface.co."""
+    remotes = list_remotes(env.home)
+    if remote is not None:
+        return get_remote(env.home, remote)
+    if env.endpoint:
+        url = normal_url(env.endpoint)
+        for known in remotes:
+            if known.url == url:
+                return known
+        return Remote(
+            name=urlsplit(url).netloc, url=url, current=False, logged_in=url in _read_tokens(env.home)
+        )
+    return next((known for known in remotes if known.current), remotes[0])
+
+
+def connect(remote: str | None = None, *, env: Environment | None = None, token: str | None = None) -> Hub:
+    """A `Hub` for the chosen registry, with the token that belongs to it (`token` instead, when given).
+
+    Raises:
+        NotFoundError: no remote has that name.
+    """
+    from hubctl.hub.client import Hub, hf_login
+
+    env = env or environment()
+    chosen = select_remote(remote, env)
+    if token is None:
+        token = env.token
+    if token is None and chosen.url == (normal_url(env.endpoint) if env.endpoint else HF_URL):
+        token = env.endpoint_token
+    if token is None:
+        token = _read_tokens(env.home).get(chosen.url)
+    if token is None and chosen.url == HF_URL:
+        token = hf_login()
+    return Hub(chosen.url, token, chosen.name, cache=env.cache)
+
+
+def _read_remotes(home: Path) -> _RemotesFile:
+    path = home / "remotes.toml"
+    return load_toml(path, _RemotesFile) if path.exists() else _RemotesFile()
+
+
+def _read_tokens(home: Path) -> dict[str, str]:
+    path = home / "tokens.toml"
+    if not path.exists():
+        return {}
+    try:
+        return load_toml(path, _TokensFile).tokens
+    except InputError:
+        # From None, and without its text: messages about a file quote what is in it.
+        raise InputError(f"{path} is damaged", hint=f"rm {path}, then hubctl login") from None
+
+
+def _write_remotes(home: Path, file: _RemotesFile) -> None:
+    lines = [f"current = {_toml(file.current)}"]
+    for name, entry in sorted(file.remotes.items()):
+        lines += ["", f"[remotes.{_toml(name)}]", f"url = {_toml(entry.url)}"]
+    _write(home / "remotes.toml", "\n".join(lines) + "\n")
+
+
+def _write_tokens(home: Path, tokens: dict[str, str]) -> None:
+    lines = ["[tokens]", *(f"{_toml(url)} = {_toml(token)}" for url, token in sorted(tokens.items()))]
+    _write(home / "tokens.toml", "\n".join(lines) + "\n")
+
+
+def _toml(text: str) -> str:
+    return json.dumps(text)  # a JSON string of ASCII is a TOML basic string
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace `path` in one step; a reader sees the old file or the new one, and nobody else sees either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from the start
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,83 @@
+"""Small real HTTP servers that misbehave in one way each."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[str]:
+    """Serve `answer` for every request on a free port; yields the endpoint."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        do_GET = do_HEAD = do_POST = lambda self: answer(self)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def always(status: int, body: bytes, **headers: str) -> Answer:
+    """The same answer to everything."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        length = int(request.headers.get("Content-Length") or 0)
+        request.rfile.read(length)
+        request.send_response(status)
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(body)
+
+    return answer
+
+
+class CuttingProxy:
+    """Hands requests on to `endpoint`, but breaks downloads of `name` off after `cuts` bytes, one by one."""
+
+    def __init__(self, endpoint: str, name: str, cuts: list[int]) -> None:
+        self.ranges: list[str | None] = []
+        """The Range header of each download of `name`."""
+        self._target = urlsplit(endpoint)
+        self._name = name
+        self._cuts = cuts
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        upstream = http.client.HTTPConnection(str(self._target.hostname), self._target.port)
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "connection")}
+        upstream.request(request.command, request.path, headers=headers)
+        response = upstream.getresponse()
+        body = response.read()
+        request.send_response(response.status)
+        for name, value in response.getheaders():
+            if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
+                request.send_header(name, value)
+        request.end_headers()
+        upstream.close()
+        if request.command == "GET" and request.path.endswith(self._name):
+            self.ranges.append(request.headers.get("Range"))
+            if self._cuts:
+                request.wfile.write(body[: self._cuts.pop(0)])
+                request.close_connection = True
+                return
+        request.wfile.write(body)

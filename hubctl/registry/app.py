@@ -1,0 +1,185 @@
+"""The registry as an ASGI application: which address goes where, and how a fault becomes an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hubctl.errors import AccessError, HubctlError
+from hubctl.registry import api, download, lfs, xet
+from hubctl.registry.faults import EntryNotFound, status_of
+from hubctl.registry.services import open_services
+from hubctl.registry.wire import KINDS, header_text
+
+MAX_UNREAD_BYTES = 128 * 1024 * 1024
+
+
+def create_app(root: Path, *, base_url: str | None = None) -> Starlette:
+    """The registry kept in `root`.
+
+    `base_url` is what clients call it, for a registry behind a proxy; by default what each request called it.
+    """
+    app = Starlette(
+        routes=_routes(),
+        middleware=[Middleware(_RouteOnRawPath), Middleware(_ReadBodyBeforeAnswer)],
+        # Starlette's types know only handlers of Exception itself.
+        exception_handlers={
+            HubctlError: _explain,  # type: ignore[dict-item]
+            HTTPException: _explain_http,  # type: ignore[dict-item]
+            ClientDisconnect: _client_gone,  # type: ignore[dict-item]
+        },
+    )
+    app.state.services = open_services(root)
+    app.state.base_url = base_url.rstrip("/") if base_url else None
+    return app
+
+
+class _RouteOnRawPath:
+    """Routes see the path as it was sent: `tree/dev%2Fx/a` asks for `a` on the branch `dev/x`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["path"] = scope["raw_path"].decode("latin-1")
+        await self._app(scope, receive, send)
+
+
+class _ReadBodyBeforeAnswer:
+    """Reads what a refused request still sends, up to a limit, before the refusal goes out.
+
+    Clients write a whole body before they read the answer; closing on them would show as a broken connection,
+    which they try again, instead of as the reason.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = scope["type"] != "http"
+
+        async def watched_receive() -> Message:
+            nonlocal complete
+            message = await receive()
+            complete = not message.get("more_body", False)
+            return message
+
+        async def patient_send(message: Message) -> None:
+            left_bytes = MAX_UNREAD_BYTES
+            while message["type"] == "http.response.start" and not complete and left_bytes > 0:
+                left_bytes -= len((await watched_receive()).get("body", b""))
+            await send(message)
+
+        await self._app(scope, watched_receive, patient_send)
+
+
+class _Kind(Convertor[str]):
+    regex = "|".join(KINDS)
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+class _Segment(Convertor[str]):
+    """One segment of the raw path, decoded only now."""
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        return unquote(value)
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+class _Rest(_Segment):
+    """All that is left of the raw path, decoded only now."""
+
+    regex = ".*"
+
+
+register_url_convertor("kind", _Kind())
+register_url_convertor("one", _Segment())
+register_url_convertor("rest", _Rest())
+
+
+def _routes() -> list[Route]:
+    repo = "/api/{kind:kind}/{owner:one}/{name:one}"
+    # Web addresses: models have no prefix, and no user is ever called like one (names.py).
+    web = ("/{kind:kind}/{owner:one}/{name:one}", "/{owner:one}/{name:one}")
+    cas = "/xet/{epoch:one}/{user:one}"
+    return [
+        Route("/healthz", lambda _: JSONResponse({"status": "ok"})),
+        Route("/api/whoami-v2", api.whoami),
+        Route("/api/validate-yaml", api.validate_card, methods=["POST"]),
+        Route("/api/repos/create", api.create_repo, methods=["POST"]),
+        Route("/api/repos/delete", api.delete_repo, methods=["DELETE"]),
+        Route("/api/repos/move", api.move_repo, methods=["POST"]),
+        Route("/api/{kind:kind}", api.list_repos),
+        Route(repo, api.repo_info),
+        Route(f"{repo}/revision/{{revision:one}}", api.repo_info),
+        Route(f"{repo}/auth-check", api.auth_check),
+        Route(f"{repo}/auth-check/write", api.auth_check),
+        Route(f"{repo}/settings", api.update_settings, methods=["PUT"]),
+        Route(f"{repo}/refs", api.list_refs),
+        Route(f"{repo}/commits/{{revision:one}}", api.list_commits),
+        Route(f"{repo}/branch/{{branch:one}}", api.create_branch, methods=["POST"]),
+        Route(f"{repo}/branch/{{branch:one}}", api.delete_branch, methods=["DELETE"]),
+        Route(f"{repo}/tag/{{revision:one}}", api.create_tag, methods=["POST"]),
+        Route(f"{repo}/tag/{{tag:one}}", api.delete_tag, methods=["DELETE"]),
+        Route(f"{repo}/tree/{{revision:one}}", download.tree),
+        Route(f"{repo}/tree/{{revision:one}}/{{path:rest}}", download.tree),
+        Route(f"{repo}/paths-info/{{revision:one}}", api.paths_info, methods=["POST"]),
+        Route(f"{repo}/preupload/{{revision:one}}", lfs.preupload, methods=["POST"]),
+        Route(f"{repo}/commit/{{revision:one}}", api.commit, methods=["POST"]),
+        Route(f"{repo}/xet-write-token/{{revision:one}}", xet.write_token),
+        Route("/api/{kind:kind}/{name:one}", api.no_such_repo),
+        Route(f"{cas}/v1/xorbs/default/{{hash:one}}", xet.upload_xorb, methods=["POST"]),
+        Route(f"{cas}/v1/shards", xet.upload_shard, methods=["POST"]),
+        Route(f"{cas}/v2/shards", xet.upload_shard, methods=["POST"]),
+        Route("/lfs/{signature:one}", lfs.upload, methods=["PUT"]),
+        *(Route(f"{at}.git/info/lfs/objects/batch", lfs.batch, methods=["POST"]) for at in web),
+        *(Route(f"{at}.git/info/lfs/verify", lfs.verify, methods=["POST"]) for at in web),
+        *(Route(f"{at}/resolve/{{revision:one}}/{{path:rest}}", download.resolve) for at in web),
+        Route("/{name:one}/resolve/{revision:one}/{path:rest}", api.no_such_repo),
+    ]
+
+
+def _explain(request: Request, error: HubctlError) -> Response:
+    del request
+    headers = {"X-Error-Code": type(error).__name__, "X-Error-Message": header_text(error.message)}
+    if isinstance(error, EntryNotFound) and error.commit:
+        headers["X-Repo-Commit"] = error.commit
+    status = status_of(error)
+    if isinstance(error, AccessError) and status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body: dict[str, Any] = {"error": error.message}
+    if error.hint:
+        body["hint"] = error.hint
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _explain_http(request: Request, error: HTTPException) -> Response:
+    del request
+    message = "this registry has no such address" if error.status_code == 404 else error.detail
+    headers = {**(error.headers or {}), "X-Error-Message": header_text(message)}
+    return JSONResponse({"error": message}, status_code=error.status_code, headers=headers)
+
+
+def _client_gone(request: Request, error: ClientDisconnect) -> Response:
+    del request, error
+    return Response(status_code=499)  # nobody reads it; what was drafted is gone already

@@ -1,0 +1,305 @@
+"""Repositories: who may open them, their references, their files at a revision."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hubctl.errors import AccessError, ConflictError, InputError
+from hubctl.registry import commits
+from hubctl.registry.blobs import FileStore
+from hubctl.registry.database import Database, now
+from hubctl.registry.faults import EntryNotFound, RepoExists, RepoNotFound, RevisionNotFound
+from hubctl.registry.names import check_ref_name, check_repo_name
+
+Kind = Literal["model", "dataset", "space"]
+RefKind = Literal["branch", "tag"]
+
+MAIN = "main"
+_SHORT_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_REF_PREFIXES: dict[str, RefKind] = {"refs/heads/": "branch", "refs/tags/": "tag"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repo:
+    """A repository as its row says; `key` is the database's own number for it."""
+
+    key: int
+    kind: Kind
+    owner: str
+    name: str
+    private: bool
+    created_at: str
+    updated_at: str
+    pipeline_tag: str | None
+    library_name: str | None
+    card: dict[str, Any]
+    tags: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """`owner/name`, as clients call it."""
+        return f"{self.owner}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ref:
+    """A branch or tag and the commit it stands on."""
+
+    kind: RefKind
+    name: str
+    oid: str
+
+
+class Repositories:
+    """All repositories of a registry. `user` is the caller's name, or None for an anonymous reader."""
+
+    def __init__(self, db: Database, blobs: FileStore) -> None:
+        self._db = db
+        self._blobs = blobs
+
+    # -- whole repositories -----------------------------------------------------------------------
+
+    def create(self, kind: Kind, owner: str, name: str, *, user: str, private: bool) -> Repo:
+        """Create a repository with one commit, holding `.gitattributes` as on the Hub.
+
+        Raises:
+            RepoExists: the user has one of that name already.
+            AccessError: `owner` is somebody else.
+        """
+        check_repo_name(name)
+        _check_own_namespace(owner, user)
+        attributes = commits.put_regular(self._blobs, ".gitattributes", commits.GITATTRIBUTES.encode())
+        with self._db.write() as db:
+            self._check_free(db, kind, user, name)
+            created_at = now()
+            key = db.execute(
+                "INSERT INTO repos (kind, owner, name, private, created_at, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (kind, user, name, private, created_at, created_at),
+            ).lastrowid
+            assert key is not None  # an INSERT always has one
+            change = commits.Change(title="initial commit", operations=(attributes,))
+            commits.append(db, self._blobs, repo=key, branch=MAIN, head=None, change=change, user=user)
+            return _load(db, "repos.id = ?", (key,))
+
+    def open(self, kind: Kind, owner: str, name: str, *, user: str | None) -> Repo:
+        """The repository, if `user` may read it.
+
+        Raises:
+            RepoNotFound: it does not exist, or is private and somebody else's.
+        """
+        with self._db.read() as db:
+            return _open(db, kind, owner, name, user)
+
+    def open_to_write(self, kind: Kind, owner: str, name: str, *, user: str | None) -> Repo:
+        """The repository, if `user` may change it.
+
+        Raises:
+            RepoNotFound: as `open`.
+            AccessError: nobody is logged in, or it is somebody else's.
+        """
+        repo = self.open(kind, owner, name, user=user)
+        if user is None:
+            raise AccessError(f"log in to change {repo.id}")
+        _check_own_namespace(repo.owner, user)
+        return repo
+
+    def delete(self, repo: Repo) -> None:
+        """Forget the repository; files that it alone held stay on disk."""
+        with self._db.write() as db:
+            db.execute("DELETE FROM repos WHERE id = ?", (repo.key,))
+
+    def move(self, repo: Repo, owner: str, name: str, *, user: str) -> None:
+        """Rename the repository.
+
+        Raises:
+            RepoExists: the new name is taken.
+            AccessError: the new owner is somebody else.
+        """
+        check_repo_name(name)
+        _check_own_namespace(owner, user)
+        with self._db.write() as db:
+            if (owner.lower(), name.lower()) != (repo.owner.lower(), repo.name.lower()):
+                self._check_free(db, repo.kind, user, name)
+            db.execute("UPDATE repos SET name = ?, updated_at = ? WHERE id = ?", (name, now(), repo.key))
+
+    def set_private(self, repo: Repo, private: bool) -> None:
+        """Hide the repository from everyone but its owner, or show it."""
+        with self._db.write() as db:
+            db.execute("UPDATE repos SET private = ? WHERE id = ?", (private, repo.key))
+
+    # -- references -------------------------------------------------------------------------------
+
+    def refs(self, repo: Repo) -> list[Ref]:
+        """All branches and tags, `main` first."""
+        with self._db.read() as db:
+            rows = db.execute(
+                "SELECT kind, name, oid FROM refs WHERE repo = ? ORDER BY name <> ?, name", (repo.key, MAIN)
+            )
+            return [Ref(kind=row["kind"], name=row["name"], oid=row["oid"]) for row in rows]
+
+    def resolve(self, repo: Repo, revision: str) -> str:
+        """The commit that a branch, tag, full or shortened (7 digits) commit id stands for.
+
+        Raises:
+            RevisionNotFound: nothing of that name, or more than one commit.
+        """
+        with self._db.read() as db:
+            return _resolve(db, repo, revision)
+
+    def create_ref(self, repo: Repo, kind: RefKind, name: str, at: str) -> None:
+        """Create a branch or tag at the revision `at`.
+
+        Raises:
+            ConflictError: it exists.
+            RevisionNotFound: `at` does not.
+        """
+        check_ref_name(name)
+        with self._db.write() as db:
+            oid = _resolve(db, repo, at)
+            try:
+                db.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", (repo.key, kind, name, oid))
+            except sqlite3.IntegrityError as error:
+                raise ConflictError(f"{kind} {name!r} of {repo.id} exists already") from error
+
+    def delete_ref(self, repo: Repo, kind: RefKind, name: str) -> None:
+        """Delete a branch or tag.
+
+        Raises:
+            RevisionNotFound: there is none of that name.
+            InputError: it is `main`.
+        """
+        if kind == "branch" and name == MAIN:
+            raise InputError(f"the branch {MAIN!r} cannot be deleted")
+        with self._db.write() as db:
+            gone = db.execute(
+                "DELETE FROM refs WHERE repo = ? AND kind = ? AND name = ?", (repo.key, kind, name)
+            )
+            if gone.rowcount == 0:
+                raise RevisionNotFound(f"{repo.id} has no {kind} {name!r}")
+
+    # -- content ----------------------------------------------------------------------------------
+
+    def commit(self, repo: Repo, branch: str, change: commits.Change, *, user: str) -> str:
+        """Apply `change` to the head of `branch`; returns the new head, or the old one if nothing changed.
+
+        Raises:
+            RevisionNotFound: no such branch.
+            StaleParent: `change.parent` is not its head any more.
+            InputError, EntryNotFound: an operation cannot be done; then none is.
+        """
+        with self._db.write() as db:
+            head = _ref(db, repo, "branch", branch.removeprefix("refs/heads/"))
+            if head is None:
+                raise RevisionNotFound(f"{repo.id} has no branch {branch!r} to commit to")
+            name = branch.removeprefix("refs/heads/")
+            return commits.append(
+                db, self._blobs, repo=repo.key, branch=name, head=head, change=change, user=user
+            )
+
+    def history(self, repo: Repo, oid: str, *, skip: int, limit: int) -> list[commits.Commit]:
+        """Commits from `oid` back to the first, newest first."""
+        with self._db.read() as db:
+            return commits.history(db, repo.key, oid, skip=skip, limit=limit)
+
+    def commit_details(self, repo: Repo, oids: set[str]) -> dict[str, commits.Commit]:
+        """The commits of these ids."""
+        with self._db.read() as db:
+            return {oid: commits.load(db, repo.key, oid) for oid in oids}
+
+    def files(self, repo: Repo, oid: str) -> dict[str, commits.File]:
+        """All files at a commit, by path in order."""
+        with self._db.read() as db:
+            return commits.files(db, repo.key, oid)
+
+    def file(self, repo: Repo, oid: str, path: str) -> commits.File:
+        """One file at a commit.
+
+        Raises:
+            EntryNotFound: there is none.
+        """
+        with self._db.read() as db:
+            row = db.execute(
+                "SELECT * FROM files WHERE repo = ? AND oid = ? AND path = ?", (repo.key, oid, path)
+            ).fetchone()
+        if row is None:
+            raise EntryNotFound(f"{repo.id} at {oid[:12]} has no file {path!r}", commit=oid)
+        return commits.file_of(row)
+
+    def _check_free(self, db: sqlite3.Connection, kind: Kind, owner: str, name: str) -> None:
+        taken = db.execute(
+            "SELECT owner || '/' || name AS id FROM repos WHERE kind = ? AND owner = ? AND name = ?",
+            (kind, owner, name),
+        ).fetchone()
+        if taken:
+            raise RepoExists(f"{kind} {taken['id']} exists already", repo_id=taken["id"])
+
+
+def repo_of(row: sqlite3.Row) -> Repo:
+    """A Repo from a row of `repos` with its `tags` as a JSON list."""
+    return Repo(
+        key=row["id"],
+        kind=row["kind"],
+        owner=row["owner"],
+        name=row["name"],
+        private=bool(row["private"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        pipeline_tag=row["pipeline_tag"],
+        library_name=row["library_name"],
+        card=json.loads(row["card"]),
+        tags=tuple(json.loads(row["tags"])),
+    )
+
+
+REPO_COLUMNS = (
+    "repos.*, (SELECT json_group_array(tag) FROM"
+    " (SELECT tag FROM repo_tags WHERE repo = repos.id ORDER BY position)) AS tags"
+)
+
+
+def _load(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Repo:
+    return repo_of(db.execute(f"SELECT {REPO_COLUMNS} FROM repos WHERE {where}", values).fetchone())
+
+
+def _open(db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str | None) -> Repo:
+    where, values = "kind = ? AND owner = ? AND name = ?", (kind, owner, name)
+    row = db.execute(f"SELECT {REPO_COLUMNS} FROM repos WHERE {where}", values).fetchone()
+    # A private repository must look exactly like a missing one: its name is a secret too.
+    if row is None or (row["private"] and row["owner"] != user):
+        raise RepoNotFound(f"no {kind} {owner}/{name}, or it is private and you are not its owner")
+    return repo_of(row)
+
+
+def _check_own_namespace(owner: str, user: str) -> None:
+    if owner.lower() != user.lower():
+        raise AccessError(f"{user} has no right to write to {owner}'s repositories", forbidden=True)
+
+
+def _ref(db: sqlite3.Connection, repo: Repo, kind: RefKind, name: str) -> str | None:
+    row = db.execute(
+        "SELECT oid FROM refs WHERE repo = ? AND kind = ? AND name = ?", (repo.key, kind, name)
+    ).fetchone()
+    return row["oid"] if row else None
+
+
+def _resolve(db: sqlite3.Connection, repo: Repo, revision: str) -> str:
+    for prefix, kind in _REF_PREFIXES.items():
+        if revision.startswith(prefix) and (oid := _ref(db, repo, kind, revision.removeprefix(prefix))):
+            return oid
+    name = MAIN if revision == "HEAD" else revision
+    if oid := _ref(db, repo, "branch", name) or _ref(db, repo, "tag", name):
+        return oid
+    if _SHORT_COMMIT.fullmatch(revision):
+        # Hex digits sort below 'g': all ids that begin so, from the primary key.
+        found = db.execute(
+            "SELECT oid FROM commits WHERE repo = ? AND oid >= ? AND oid < ? LIMIT 2",
+            (repo.key, revision, revision + "g"),
+        ).fetchall()
+        if len(found) == 1:
+            return str(found[0]["oid"])
+    raise RevisionNotFound(f"{repo.id} has no branch, tag or commit {revision!r}")

@@ -1,0 +1,1 @@
+"""Adapters over one base: the engine, its HTTP routes, and its deployments."""

@@ -1,0 +1,1 @@
+"""The engine: one base model on a device, and any mix of adapters and requests over it."""

@@ -1,0 +1,58 @@
+"""Settings of one engine: limits, budgets, device."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from hubctl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How an engine uses its device.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    kind: Literal["torch", "echo"] = "torch"
+    """`echo` answers with colours made from the request, without torch: for tests and dry runs."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; otherwise what torch understands, e.g. `cuda:1`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the base and the adapters; `auto` is float16 on a GPU, float32 on a CPU."""
+    total_rows: int = 512
+    """Rank rows on the device, shared by all resident adapters: 512 hold 32 adapters of rank 16."""
+    max_batch_rows: int = 32
+    """Rows of one forward of the denoiser; a request with guidance takes two per image."""
+    max_decode_rows: int = 8
+    """Images decoded at once by the VAE."""
+    max_gather_s: float = 0.02
+    """Longest wait for calls that are about to come; never longer than half the last such forward took."""
+    max_running: int = 16
+    """Requests under way at once; further ones wait."""
+    max_queued: int = 256
+    """Requests that may wait before new ones are refused."""
+    max_adapter_bytes: int = 1 << 30
+    """Largest single weights file."""
+    host_bytes: int = 4 << 30
+    """Adapters kept ready in host memory."""
+    max_loras: int = 8
+    """Adapters in one request."""
+    max_images: int = 8
+    """Images in one request."""
+    max_side_px: int = 2048
+    max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that leave the engine no room to work."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < (0 if field.name == "max_queued" else 1):
+                raise InputError(f"engine: {field.name} is {value}", hint=f"give {field.name} 1 or more")
+        if not 0 <= self.max_gather_s <= 1:
+            raise InputError(f"engine: max_gather_s is {self.max_gather_s}", hint="give 0 to 1 second")
+        if self.total_rows < 2:
+            raise InputError("engine: total_rows is 1, and row 0 is always zero", hint="give 2 or more")

@@ -1,0 +1,150 @@
+"""What every torch engine has: row pool, owner thread, residency, admission; a request's way through them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hubctl.adapter.gate import gate
+from hubctl.adapter.layout import AdapterLayout
+from hubctl.base_models import BaseModel
+from hubctl.errors import AdapterError, InputError
+from hubctl.refs import PinnedRef
+from serve.engine.admission import Admission
+from serve.engine.config import EngineConfig
+from serve.engine.lora_layers import RowPool
+from serve.engine.requests import EngineInfo, Fetch, LoraUse, Timings
+from serve.engine.residency import HostAdapter, Residency
+from serve.engine.shared_module import Client, Owner
+
+MAX_SCALE = 100.0
+ReadHeads = Callable[[AdapterLayout, Path], tuple[Mapping[str, nn.Module], Mapping[int, str] | None]]
+"""The modules that an adapter replaces whole, and its labels."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One request under way."""
+
+    client: Client
+    hosts: tuple[HostAdapter, ...]
+    """Of its adapters, in the request's order."""
+    arrived_s: float
+    read_s: float
+    """Since when its adapters are in host memory."""
+    placed_s: float
+    leased_s: float
+
+    def timings(self) -> Timings:
+        """Where the time went, up to now."""
+        now_s = time.monotonic()
+        return Timings(
+            queue_s=self.placed_s - self.read_s,
+            load_s=self.read_s - self.arrived_s + self.leased_s - self.placed_s,
+            run_s=now_s - self.leased_s,
+            total_s=now_s - self.arrived_s,
+        )
+
+
+class Core:
+    """The shared parts of an engine over one base."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        config: EngineConfig,
+        fetch: Fetch,
+        components: Mapping[str, nn.Module],
+        read_heads: ReadHeads | None = None,
+    ) -> None:
+        """Prepare `components` (name → module, on its device) for adapters."""
+        self.base, self.config = base, config
+        self._fetch, self._read_heads = fetch, read_heads
+        self.pool = RowPool(components, config.total_rows)
+        self.owner = Owner(self.pool.mixed, max_gather_s=config.max_gather_s)
+        self.residency = Residency(
+            self.pool, self._load, total_rows=config.total_rows, host_bytes=config.host_bytes
+        )
+        self.admission = Admission(max_running=config.max_running, max_queued=config.max_queued)
+
+    @contextmanager
+    def session(self, uses: Sequence[LoraUse], timeout_s: float | None) -> Iterator[Session]:
+        """A request's way: adapters to host memory, a place, rows, a client at the owner; all given back."""
+        arrived_s = time.monotonic()
+        deadline_s = None if timeout_s is None else arrived_s + timeout_s
+        check_uses(uses, self.config)
+        # Before the wait for a place, so that files are read while other requests run.
+        hosts = tuple(self.residency.host(use.ref, deadline_s) for use in uses)
+        read_s = time.monotonic()
+        with self.admission.place(deadline_s):
+            placed_s = time.monotonic()
+            with (
+                self.residency.lease(uses, deadline_s) as pooled,
+                self.owner.client(pooled, deadline_s) as client,
+            ):
+                leased_s = time.monotonic()
+                yield Session(client, hosts, arrived_s, read_s, placed_s, leased_s)
+
+    def info(self) -> EngineInfo:
+        """The state now."""
+        return EngineInfo(
+            base_id=self.base.id,
+            family=self.base.family.name,
+            task=self.base.family.task,
+            resident=self.residency.resident,
+            rows_total=self.config.total_rows - 1,
+            rows_free=self.residency.rows_free,
+            queued=self.admission.queued,
+            running=self.admission.running,
+        )
+
+    def close(self) -> None:
+        """Refuse what waits and end the owner thread."""
+        self.admission.close()
+        self.owner.close()
+
+    def _load(self, ref: PinnedRef) -> HostAdapter:
+        folder = self._fetch(ref)
+        layout = gate(folder, self.base)
+        size = layout.weights_file.stat().st_size
+        if size > self.config.max_adapter_bytes:
+            limit = self.config.max_adapter_bytes
+            raise AdapterError(f"{ref} has {size:,} bytes (this server takes {limit:,})")
+        rows = self.pool.read(layout)
+        heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
+        if layout.heads and not self._read_heads:
+            raise AdapterError(f"{ref} replaces whole modules, which this kind of base cannot mix")
+        if rows.rank > self.config.total_rows - 1:
+            raise AdapterError(f"{ref} has rank {rows.rank} (this server takes {self.config.total_rows - 1})")
+        return HostAdapter(rows, heads, labels)
+
+
+def check_uses(uses: Sequence[LoraUse], config: EngineConfig) -> None:
+    """Raise `InputError` for too many adapters or a scale that is no sensible number."""
+    if len(uses) > config.max_loras:
+        raise InputError(f"{len(uses)} adapters in one request (limit {config.max_loras})", param="loras")
+    for use in uses:
+        if not abs(use.scale) <= MAX_SCALE:  # also catches NaN
+            raise InputError(
+                f"scale {use.scale} of {use.ref.repo_id} is out of range",
+                hint=f"give -{MAX_SCALE:g} to {MAX_SCALE:g}",
+                param="loras",
+            )
+
+
+def pick_device(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype that the settings mean on this machine."""
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(auto if config.device == "auto" else config.device)
+    except RuntimeError as error:
+        raise InputError(f"engine: no device '{config.device}'", hint="try auto, cpu or cuda:0") from error
+    name = ("float16" if device.type == "cuda" else "float32") if config.dtype == "auto" else config.dtype
+    dtype: torch.dtype = getattr(torch, name)
+    return device, dtype

@@ -1,0 +1,32 @@
+"""The one door: open the engine that a base needs."""
+
+from __future__ import annotations
+
+from hubctl.base_models import BaseModel
+from serve.engine.config import EngineConfig
+from serve.engine.requests import Engine, Fetch
+
+
+def open_engine(base: BaseModel, config: EngineConfig, fetch: Fetch) -> Engine:
+    """Load `base` and be ready for requests.
+
+    Args:
+        base: What to serve.
+        config: Limits, budgets, device.
+        fetch: Gives the verified local folder of a pinned adapter; called from request threads.
+
+    Raises:
+        InputError: the device or the base's files cannot be used.
+    """
+    # Late imports: each kind of engine needs libraries that the others do not.
+    if config.kind == "echo":
+        from serve.engine.echo import EchoEngine
+
+        return EchoEngine(base, config, fetch)
+    if base.family.task == "text-to-image":
+        from serve.engine.generate import ImageEngine
+
+        return ImageEngine(base, config, fetch)
+    from serve.engine.segment import SegmentEngine
+
+    return SegmentEngine(base, config, fetch)

@@ -1,0 +1,241 @@
+"""Segmentation: LoRA rows mixed in the backbone, whole heads per group of samples, one forward for all.
+
+Shapes: N images in a forward, C classes, h x w logits, H x W pixels of the image that came in.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from hubctl.adapter.layout import AdapterLayout
+from hubctl.adapter.package import read_manifest
+from hubctl.base_models import BaseModel
+from hubctl.errors import AdapterError, AdapterMismatchError, InputError
+from serve.engine.config import EngineConfig
+from serve.engine.core import Core, pick_device
+from serve.engine.lora_layers import RowPool
+from serve.engine.requests import EngineInfo, Fetch, ImageRequest, ImageResult, SegmentRequest, SegmentResult
+from serve.engine.shared_module import CallShape, SharedModule
+
+_NO_CLASS = float("-inf")  # logit of a class that a sample's own head does not have
+_MAX_CLASSES = 256  # labels are uint8
+
+
+class HeadSwitch(nn.Module):
+    """Stands where a base module was: each sample takes its adapter's module, or the base's."""
+
+    def __init__(self, base: nn.Module, path: str, pool: RowPool) -> None:
+        super().__init__()
+        self.base, self._path, self._pool = base, path, pool
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run each group of samples with its own module; outputs with fewer classes are padded."""
+        mix = self._pool.mix
+        if mix is None or not any(self._path in heads for heads in mix.heads):
+            return self.base(*args, **kwargs)
+        groups: dict[int, tuple[nn.Module, list[int]]] = {}
+        for sample, heads in enumerate(mix.heads):
+            module = heads.get(self._path, self.base)
+            groups.setdefault(id(module), (module, []))[1].append(sample)
+        outputs = []
+        try:
+            for module, samples in groups.values():
+                self._pool.mix = mix.part(samples)
+                outputs.append(module(*_select(args, samples), **_select(kwargs, samples)))
+        finally:
+            self._pool.mix = mix
+        order = torch.tensor([sample for _, samples in groups.values() for sample in samples])
+        together = torch.cat(_padded(outputs))
+        return together[order.argsort().to(together.device)]
+
+
+class SegmentEngine:
+    """Labels from one base; see `requests.Engine` for who may call what."""
+
+    def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
+        """Load the base onto its device."""
+        device, dtype = pick_device(config)
+        self._processor: Any = AutoImageProcessor.from_pretrained(
+            base.path, backend="pil", local_files_only=True
+        )
+        model: Any = AutoModelForSemanticSegmentation.from_pretrained(
+            base.path, dtype=dtype, local_files_only=True
+        )
+        self._model = model.to(device).eval()
+        self._device, self._dtype = device, dtype
+        self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
+        self._core = Core(base, config, fetch, {"model": self._model}, self._read_heads)
+        self.owner = self._core.owner
+        """Counts of calls and forwards, for measurements."""
+        for path in sorted(self._pristine, key=lambda path: path.count("."), reverse=True):
+            parent, _, name = path.rpartition(".")
+            above = self._model.get_submodule(parent)
+            setattr(above, name, HeadSwitch(getattr(above, name), path, self._core.pool))
+        shape = CallShape(stage=0, max_rows=config.max_batch_rows)
+        self._shared = SharedModule(self.owner, "model", self._model, shape)
+        self._labels: dict[int, str] = {int(i): str(name) for i, name in model.config.id2label.items()}
+
+    def generate(self, request: ImageRequest) -> ImageResult:
+        """Refuse: this base labels images."""
+        raise InputError(
+            f"{self._core.base.id} segments images, it does not make them",
+            hint="name a text-to-image base or adapter",
+            param="model",
+        )
+
+    def segment(self, request: SegmentRequest) -> SegmentResult:
+        """Label an image; see `Engine.segment`."""
+        pixels = self._pixels(request.image)
+        uses = (request.adapter,) if request.adapter else ()
+        with self._core.session(uses, request.timeout_s) as session:
+            output = session.client.call(self._shared, (pixels,), {})
+            id2label = dict((session.hosts[0].labels if session.hosts else None) or self._labels)
+            labels, scores = _read_labels(output.logits[0].float(), request.image.shape[:2])
+            return SegmentResult(labels=labels, scores=scores, id2label=id2label, timings=session.timings())
+
+    def logits(self, request: SegmentRequest) -> torch.Tensor:
+        """What `segment` starts from: (C, h, w)."""
+        uses = (request.adapter,) if request.adapter else ()
+        with self._core.session(uses, request.timeout_s) as session:
+            output = session.client.call(self._shared, (self._pixels(request.image),), {})
+            return _own_classes(output.logits[0])
+
+    def info(self) -> EngineInfo:
+        """The state now."""
+        return self._core.info()
+
+    def close(self) -> None:
+        """End the engine."""
+        self._core.close()
+
+    def _pixels(self, image: np.ndarray) -> torch.Tensor:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError("the image is not RGB with 8 bits", param="image")
+        pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"]
+        return pixels.to(self._device, self._dtype)
+
+    def _read_heads(
+        self, layout: AdapterLayout, folder: Path
+    ) -> tuple[Mapping[str, nn.Module], Mapping[int, str] | None]:
+        """Build the modules that an adapter replaces whole, and name its classes."""
+        heads: dict[str, nn.Module] = {}
+        classes = len(self._labels)
+        saved = {head.name for head in layout.heads}
+        with safe_open(layout.weights_file, framework="pt") as file:
+            for tensor in layout.heads:
+                path = self._switch_path(tensor.name, tensor.module)
+                if path not in heads:
+                    heads[path] = copy.deepcopy(self._pristine[path])
+                value = file.get_tensor(tensor.key).to(self._device)
+                if _replace(heads[path], tensor.name.removeprefix(path + "."), value):
+                    classes = len(value)
+        for path, head in heads.items():
+            missing = {f"{path}.{name}" for name in head.state_dict()} - saved
+            # peft saves buffers too; an old file without the counter of batches is as good.
+            if missing := {name for name in missing if not name.endswith("num_batches_tracked")}:
+                raise AdapterError(f"the adapter replaces '{path}' but lacks '{min(missing)}'")
+        if classes > _MAX_CLASSES:
+            raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
+        return heads, _label_names(folder, classes, self._labels)
+
+    def _switch_path(self, name: str, saved: str) -> str:
+        """The path of the module that the tensor `name` is in and that ends in `saved`."""
+        before, _, _ = f".{name}.".partition(f".{saved}.")
+        path = f"{before}.{saved}".strip(".")
+        if path not in self._pristine:
+            raise AdapterMismatchError(f"this base cannot replace '{path}' per adapter")
+        return path
+
+
+def _outside_backbone(model: Any) -> dict[str, nn.Module]:
+    """Modules with weights that are no part of the backbone: what adapters may replace whole."""
+    backbone = model.base_model_prefix
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if path
+        and path.partition(".")[0] != backbone
+        and not isinstance(module, nn.ModuleList)
+        and any(True for _ in module.parameters())
+    }
+
+
+def _replace(head: nn.Module, name: str, value: torch.Tensor) -> bool:
+    """Put a tensor into its place; True when that changed the number of classes."""
+    path, _, leaf = name.rpartition(".")
+    module = head.get_submodule(path)
+    old = getattr(module, leaf)
+    value = value.to(old.dtype)
+    if isinstance(old, nn.Parameter):
+        setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+    else:
+        setattr(module, leaf, value)
+    changed = old.shape != value.shape
+    if changed and isinstance(module, nn.Conv2d):
+        module.out_channels = len(value)
+    elif changed and isinstance(module, nn.Linear):
+        module.out_features = len(value)
+    return changed
+
+
+def _select(value: Any, samples: Sequence[int]) -> Any:
+    """The samples' part of a head's arguments; tensors have the batch first."""
+    if isinstance(value, torch.Tensor):
+        return value[torch.tensor(samples, device=value.device)]
+    if isinstance(value, tuple | list):
+        return type(value)(_select(item, samples) for item in value)
+    if isinstance(value, dict):
+        return {key: _select(item, samples) for key, item in value.items()}
+    return value
+
+
+def _padded(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Outputs (n, C, ...) with equal C; the classes that one does not have can never win."""
+    most = max(output.shape[1] for output in outputs)
+    padded = []
+    for output in outputs:
+        filling = output.new_full((len(output), most - output.shape[1], *output.shape[2:]), _NO_CLASS)
+        padded.append(torch.cat([output, filling], dim=1))
+    return padded
+
+
+def _own_classes(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (C, h, w) without the classes that only padding added."""
+    return logits[(logits != _NO_CLASS).flatten(1).any(1)]
+
+
+def _read_labels(logits: torch.Tensor, size: Sequence[int]) -> tuple[np.ndarray, dict[int, float]]:
+    """Labels at the image's own size, and each label's mean probability where it won."""
+    logits = _own_classes(logits)
+    if not logits.numel() or not logits.isfinite().all():
+        raise AdapterError("the labels came out as NaN", hint="lower the scale of the adapter")
+    large = functional.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    probability, labels = large.softmax(0).max(0)
+    scores = {int(label): float(probability[labels == label].mean()) for label in torch.unique(labels)}
+    return labels.to(torch.uint8).cpu().numpy(), scores
+
+
+def _label_names(folder: Path, classes: int, base: Mapping[int, str]) -> Mapping[int, str]:
+    """Names of an adapter's classes: its manifest's, the base's where they can be meant, or numbers."""
+    manifest = read_manifest(folder)
+    named = manifest.data.get("labels") if manifest else None
+    if not isinstance(named, dict):
+        named = base if classes == len(base) else {}
+    names = {str(number): str(name) for number, name in named.items()}
+    return {i: names.get(str(i), f"class {i}") for i in range(classes)}

@@ -1,0 +1,309 @@
+"""Shared modules: one thread runs every heavy module; pipelines call it through proxies and share forwards.
+
+A pipeline runs unmodified in its request's own thread. In place of `unet`, `transformer`, text encoders and
+VAE it holds proxies: objects of the module's own class whose methods hand their arguments to the owner thread
+and wait. That thread takes calls that fit together (same module, same shapes past dim 0, same dtypes, equal
+other arguments), concatenates them along dim 0, runs the module once, and splits the result.
+
+Threads: `Client.call` runs in request threads; everything that touches a module runs in the owner thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubctl.errors import UnavailableError
+from serve.engine.schedule import Run, Thinking, Waiting, choose
+
+Mixed = Callable[[Sequence[tuple[Any, int]]], AbstractContextManager[None]]
+"""Makes a forward's rows follow (adapters, rows) of each call in it; see `RowPool.mixed`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallShape:
+    """How one method of one module is called, as data."""
+
+    method: str = "forward"
+    stage: int
+    """See `schedule.Waiting`."""
+    max_rows: int
+    unbatched: frozenset[str] = frozenset()
+    """Tensor arguments without a batch dimension: shared, and must be equal."""
+    ignored: frozenset[str] = frozenset()
+    """Arguments that differ from request to request and that the method does not use."""
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    client: Client
+    module: SharedModule
+    arguments: dict[str, Any]
+    waiting: Waiting
+    done: threading.Event = field(default_factory=threading.Event)
+    output: Any = None
+    error: BaseException | None = None
+
+
+class Client:
+    """One request's place at the owner: its adapters, its deadline, and where on its way it is."""
+
+    def __init__(self, owner: Owner, adapters: Any, deadline_s: float | None) -> None:
+        self.adapters = adapters
+        self.deadline_s = deadline_s
+        self.thinking = Thinking(stage=-1, group=None)
+        self._owner = owner
+
+    def call(self, module: SharedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module's method, possibly together with other clients' calls.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            UnavailableError: the owner is closed.
+        """
+        arguments, rows = module.prepared(args, kwargs)
+        call = self._owner.submit(self, module, arguments, rows)
+        remaining = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+        if not call.done.wait(remaining):
+            self._owner.withdraw(call)
+            raise TimeoutError("the request's time is up")
+        if call.error is not None:
+            raise call.error
+        return call.output
+
+
+class SharedModule:
+    """One method of one real module, and what the owner knows about calling it."""
+
+    def __init__(self, owner: Owner, name: str, module: nn.Module, shape: CallShape) -> None:
+        self.owner, self.name, self.module, self.shape = owner, name, module, shape
+        self.last_forward_s = float("inf")
+        self.proxy_class = _proxy_class(type(module), shape.method)
+        self._signature = inspect.signature(getattr(type(module), shape.method))
+
+    def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """Arguments by name, one value per row, and the number of rows."""
+        bound = self._signature.bind(None, *args, **kwargs)
+        arguments: dict[str, Any] = {}
+        for name, value in itertools.islice(bound.arguments.items(), 1, None):
+            if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= value
+            elif name not in self.shape.ignored:
+                arguments[name] = value
+        rows = next(
+            len(value)
+            for name, value in arguments.items()
+            if isinstance(value, torch.Tensor) and value.dim() and name not in self.shape.unbatched
+        )
+        if "timestep" in arguments:
+            arguments["timestep"] = self._timesteps(arguments["timestep"], rows)
+        return arguments, rows
+
+    def _timesteps(self, timestep: Any, rows: int) -> torch.Tensor:
+        # Schedulers give int64 or float32; modules compute in float32 either way, so all can share a forward.
+        t = torch.as_tensor(timestep, device=next(self.module.parameters()).device)
+        t = t.to(torch.float32) if not t.is_floating_point() else t
+        return t.expand(rows) if t.dim() == 0 else t
+
+    def group(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
+        """Calls with equal groups can share a forward."""
+        return self.name, *(self._key(name, value) for name, value in sorted(arguments.items()))
+
+    def _key(self, name: str, value: Any) -> tuple[Any, ...]:
+        if isinstance(value, torch.Tensor):
+            if name in self.shape.unbatched:
+                content = value.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                return name, value.dtype, tuple(value.shape), content
+            return name, value.dtype, tuple(value.shape[1:])
+        if isinstance(value, dict):
+            return name, *(self._key(key, item) for key, item in sorted(value.items()))
+        if isinstance(value, list | tuple):
+            return name, *(self._key(str(i), item) for i, item in enumerate(value))
+        return name, repr(value)
+
+    def run(self, arguments: Sequence[dict[str, Any]], rows: Sequence[int]) -> list[Any]:
+        """One forward for all; owner thread only."""
+        merged = {
+            name: _merged([a[name] for a in arguments], shared=name in self.shape.unbatched)
+            for name in arguments[0]
+        }
+        started_s = time.monotonic()
+        # Calling the module itself, not its forward, keeps its hooks.
+        method = self.module if self.shape.method == "forward" else getattr(self.module, self.shape.method)
+        output = method(**merged)
+        self.last_forward_s = time.monotonic() - started_s
+        return _parted(output, rows)
+
+
+def _merged(values: Sequence[Any], *, shared: bool) -> Any:
+    first = values[0]
+    if isinstance(first, torch.Tensor):
+        return first if shared or len(values) == 1 else torch.cat(list(values))
+    if isinstance(first, dict):
+        return {key: _merged([v[key] for v in values], shared=shared) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(_merged(list(column), shared=shared) for column in zip(*values, strict=True))
+    return first
+
+
+def _parted(output: Any, rows: Sequence[int]) -> list[Any]:
+    """The output of a merged forward, one per call, each of the output's own type."""
+    if isinstance(output, torch.Tensor):
+        return list(torch.split(output, list(rows)))
+    if isinstance(output, Mapping):  # also ModelOutput and BaseOutput, which are ordered dicts
+        columns = {key: _parted(value, rows) for key, value in output.items()}
+        return [type(output)(**{key: c[i] for key, c in columns.items()}) for i in range(len(rows))]
+    if isinstance(output, list | tuple):
+        parts = [_parted(item, rows) for item in output]
+        return [type(output)(part[i] for part in parts) for i in range(len(rows))]
+    return [output] * len(rows)
+
+
+class Owner:
+    """The thread that runs every shared module of an engine, and the calls that wait for it."""
+
+    def __init__(self, mixed: Mixed, *, max_gather_s: float) -> None:
+        self.forwards: Counter[str] = Counter()
+        """Forwards run, by module name."""
+        self.calls: Counter[str] = Counter()
+        """Calls answered, by module name."""
+        self._mixed, self._max_gather_s = mixed, max_gather_s
+        self._tickets = itertools.count()
+        self._changed = threading.Condition()
+        # All below is guarded by _changed.
+        self._waiting: dict[int, _Call] = {}
+        self._clients: set[Client] = set()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine-owner", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def client(self, adapters: Any, deadline_s: float | None) -> Iterator[Client]:
+        """A place for one request; `deadline_s` is on the clock of `time.monotonic`."""
+        client = Client(self, adapters, deadline_s)
+        with self._changed:
+            self._clients.add(client)
+        try:
+            yield client
+        finally:
+            with self._changed:
+                self._clients.discard(client)
+                self._changed.notify_all()
+
+    def submit(self, client: Client, module: SharedModule, arguments: dict[str, Any], rows: int) -> _Call:
+        """Put a call in line."""
+        group = module.group(arguments)
+        waiting = Waiting(
+            ticket=next(self._tickets),
+            group=group,
+            stage=module.shape.stage,
+            rows=rows,
+            max_rows=module.shape.max_rows,
+            since_s=time.monotonic(),
+            gather_s=min(self._max_gather_s, module.last_forward_s / 2),
+        )
+        call = _Call(client, module, arguments, waiting)
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the engine is closed")
+            client.thinking = Thinking(stage=module.shape.stage, group=group)
+            self._waiting[waiting.ticket] = call
+            self._changed.notify_all()
+        return call
+
+    def withdraw(self, call: _Call) -> None:
+        """Take a call out of the line; one that runs already finishes unheard."""
+        with self._changed:
+            self._waiting.pop(call.waiting.ticket, None)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread after its present forward; whoever waits gets an error."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.no_grad():
+            while batch := self._next():
+                self._answer(batch)
+
+    def _next(self) -> list[_Call]:
+        with self._changed:
+            while not self._closed:
+                now_s = time.monotonic()
+                calls = [call.waiting for call in self._waiting.values()]
+                busy = {call.client for call in self._waiting.values()}
+                decision = choose(calls, [c.thinking for c in self._clients - busy], now_s=now_s)
+                if isinstance(decision, Run):
+                    return [self._waiting.pop(ticket) for ticket in decision.tickets]
+                self._changed.wait(None if decision is None else decision.at_s - now_s)
+            for call in self._waiting.values():
+                call.error = UnavailableError("the engine was closed")
+                call.done.set()
+            self._waiting.clear()
+            return []
+
+    def _answer(self, batch: list[_Call]) -> None:
+        try:
+            self._forward(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                # One call must not take the others down, nor may they see its error: each runs alone.
+                for call in batch:
+                    self._answer([call])
+        for call in batch:
+            call.done.set()
+
+    def _forward(self, batch: list[_Call]) -> None:
+        module = batch[0].module
+        rows = [call.waiting.rows for call in batch]
+        with self._mixed([(call.client.adapters, call.waiting.rows) for call in batch]):
+            outputs = module.run([call.arguments for call in batch], rows)
+        self.forwards[module.name] += 1
+        self.calls[module.name] += len(batch)
+        for call, output in zip(batch, outputs, strict=True):
+            call.output = output
+
+
+def proxy(shared: SharedModule, client: Client) -> nn.Module:
+    """An object of the module's own class for one request's pipeline; its method goes to the owner."""
+    return shared.proxy_class(shared, client)
+
+
+def _proxy_class(real: type[nn.Module], method: str) -> Callable[[SharedModule, Client], nn.Module]:
+    def __init__(self: Any, shared: SharedModule, client: Client) -> None:
+        nn.Module.__init__(self)
+        # Past nn.Module.__setattr__, which would take the real module in as a child.
+        self.__dict__["_shared"], self.__dict__["_client"] = shared, client
+
+    def __getattr__(self: Any, name: str) -> Any:
+        return getattr(self.__dict__["_shared"].module, name)
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._client.call(self._shared, args, kwargs)
+
+    def same(name: str) -> property:
+        return property(lambda self: getattr(self._shared.module, name))
+
+    namespace = {
+        "__init__": __init__,
+        "__getattr__": __getattr__,
+        "__module__": real.__module__,
+        method: run,
+        **{name: same(name) for name in ("config", "dtype", "device")},
+    }
+    return type(real.__name__, (real,), namespace)

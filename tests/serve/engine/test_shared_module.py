@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hubctl.errors import UnavailableError
+from serve.engine.shared_module import CallShape, Owner, SharedModule, proxy
+
+
+class Toy(nn.Module):
+    """A denoiser in miniature; a gate lets a test hold its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.config, self.dtype, self.device = {"toy": True}, torch.float32, torch.device("cpu")
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.threads: set[str] = set()
+        self.batches: list[int] = []
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: Any,
+        extra: dict[str, torch.Tensor] | None = None,
+        ids: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(len(sample))
+        self.entered.set()
+        assert self.gate.wait(10)
+        if (sample == 13).any():
+            raise ValueError("thirteen")
+        shift = extra["shift"] if extra else 0
+        shift = shift + (0 if ids is None else ids.sum())
+        y = self.scale * sample + timestep[:, None] + shift
+        return {"y": y, "pair": (y, None)} if return_dict else (y,)
+
+
+@contextmanager
+def _no_mix(calls: Sequence[tuple[Any, int]]) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _owner(max_gather_s: float = 0.5) -> Iterator[tuple[Owner, Toy, SharedModule]]:
+    owner, toy = Owner(_no_mix, max_gather_s=max_gather_s), Toy()
+    shape = CallShape(stage=1, max_rows=100, unbatched=frozenset({"ids"}))
+    try:
+        yield owner, toy, SharedModule(owner, "toy", toy, shape)
+    finally:
+        toy.gate.set()
+        owner.close()
+
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _together(owner: Owner, shared: SharedModule, calls: Sequence[_Call]) -> list[Any]:
+    """Make the calls from as many clients at once; errors are returned in their place."""
+    ready = threading.Barrier(len(calls))
+
+    def one(call: _Call) -> Any:
+        with owner.client((), None) as client:
+            ready.wait()
+            try:
+                return proxy(shared, client)(*call[0], **call[1])
+            except ValueError as error:
+                return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(one, calls))
+
+
+def test_calls_share_a_forward_and_get_their_own_rows() -> None:
+    with _owner() as (owner, toy, shared):
+        calls: list[_Call] = [
+            ((torch.full((n, 3), float(n)), t), {}) for n, t in [(1, 5), (2, 7.5), (3, torch.tensor(9))]
+        ]
+        outputs = _together(owner, shared, calls)
+        for (n, t), output in zip([(1, 5), (2, 7.5), (3, 9)], outputs, strict=True):
+            assert torch.equal(output["y"], torch.full((n, 3), 2.0 * n + t))
+            assert torch.equal(output["pair"][0], output["y"])
+            assert output["pair"][1] is None
+        assert toy.batches == [6]
+        assert toy.threads == {"engine-owner"}
+        assert (owner.forwards["toy"], owner.calls["toy"]) == (1, 3)
+
+
+def test_nested_arguments_are_merged_and_unbatched_ones_shared() -> None:
+    with _owner() as (owner, toy, shared):
+        ids = torch.tensor([1.0, 2.0])
+        calls: list[_Call] = [
+            ((torch.zeros(1, 3), 0), {"extra": {"shift": torch.full((1, 3), float(i))}, "ids": ids.clone()})
+            for i in range(3)
+        ]
+        outputs = _together(owner, shared, calls)
+        assert [float(o["y"][0, 0]) for o in outputs] == [3.0, 4.0, 5.0]
+        assert toy.batches == [3]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(((torch.zeros(1, 4), 0), {}), id="another shape"),
+        pytest.param(((torch.zeros(1, 3, dtype=torch.float64), 0), {}), id="another dtype"),
+        pytest.param(((torch.zeros(1, 3), 0), {"return_dict": False}), id="another flag"),
+        pytest.param(((torch.zeros(1, 3), 0), {"ids": torch.ones(2)}), id="other shared values"),
+    ],
+)
+def test_calls_that_differ_do_not_share(other: _Call) -> None:
+    with _owner(max_gather_s=0.01) as (owner, toy, shared):
+        _together(owner, shared, [((torch.zeros(1, 3), 0), {"ids": torch.zeros(2)}), other])
+        assert toy.batches == [1, 1]
+
+
+def test_a_failing_call_fails_alone() -> None:
+    with _owner() as (owner, _, shared):
+        calls: list[_Call] = [((torch.full((1, 3), value), 0), {}) for value in (1.0, 13.0, 3.0)]
+        first, bad, last = _together(owner, shared, calls)
+        assert isinstance(bad, ValueError)
+        assert torch.equal(first["y"], torch.full((1, 3), 2.0))
+        assert torch.equal(last["y"], torch.full((1, 3), 6.0))
+
+
+def test_a_late_call_leaves_the_line() -> None:
+    with _owner(max_gather_s=0) as (owner, toy, shared), ThreadPoolExecutor(1) as pool:
+        toy.gate.clear()
+
+        def hold() -> Any:
+            with owner.client((), None) as client:
+                return client.call(shared, (torch.zeros(1, 3), 0), {})
+
+        held = pool.submit(hold)
+        assert toy.entered.wait(10)
+        with owner.client((), time.monotonic() + 0.02) as client, pytest.raises(TimeoutError):
+            client.call(shared, (torch.zeros(1, 3), 0), {})
+        toy.gate.set()
+        assert held.result(10)["y"].shape == (1, 3)
+        assert toy.batches == [1]
+
+
+def test_who_waits_at_the_close_hears_of_it() -> None:
+    with _owner(max_gather_s=0) as (owner, toy, shared), ThreadPoolExecutor(2) as pool:
+        toy.gate.clear()
+
+        def call() -> Any:
+            with owner.client((), None) as client:
+                return client.call(shared, (torch.zeros(1, 3), 0), {})
+
+        running = pool.submit(call)
+        assert toy.entered.wait(10)
+        waiting = pool.submit(call)
+        while not owner._waiting:
+            time.sleep(0.001)
+        closing = threading.Thread(target=owner.close)
+        closing.start()
+        toy.gate.set()
+        closing.join(10)
+        assert running.result(10)["y"].shape == (1, 3)
+        with pytest.raises(UnavailableError):
+            waiting.result(10)
+        with pytest.raises(UnavailableError):
+            call()
+
+
+def test_a_proxy_looks_like_the_module() -> None:
+    with _owner() as (owner, toy, shared), owner.client((), None) as client:
+        stand_in: Any = proxy(shared, client)
+        assert isinstance(stand_in, Toy)
+        assert type(stand_in).__name__ == "Toy"
+        assert stand_in.config == {"toy": True}
+        assert stand_in.dtype is torch.float32
+        assert stand_in.scale is toy.scale
+        assert list(stand_in.parameters()) == []  # nothing moves the real weights through it

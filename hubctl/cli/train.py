@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -131,6 +132,8 @@ def _run(out: Output, *, base: str, targets: str, **settings: Any) -> None:
     from train.config import TrainConfig
     from train.run import train as run_training
 
+    # Libraries warn their developers of changes to come; who types a command cannot act on that.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     # A polite kill ends a training as Ctrl-C does: the working folder goes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = tuple(name.strip() for name in targets.split(","))

@@ -1,0 +1,64 @@
+"""What can be wrong with a server's settings on this machine, found before Ray is even imported."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from hubctl.base_models import embedded_path, locate_base
+from hubctl.errors import ConflictError, InputError
+from hubctl.hub.remotes import connect
+from serve.config import ServeConfig
+
+
+def prepare(config: ServeConfig) -> ServeConfig:
+    """The settings with a real port and folders in full, after a look at the port, the remote and the bases.
+
+    Bases on a hub are downloaded here, unless a cluster runs them: there each node fetches its own.
+
+    Raises:
+        ConflictError: the port is taken.
+        NotFoundError: no such base model, or no such remote.
+        InputError: this machine cannot listen there, or a base is of a kind that hubctl does not run.
+    """
+    config = replace(config, port=_free_port(config.host, config.port))
+    return _located(config) if config.ray_address is None else config
+
+
+def _located(config: ServeConfig) -> ServeConfig:
+    """The same with folders spelled out in full, once every base has been found."""
+    hub = connect(config.remote)
+    bases = []
+    for base in config.bases:
+        locate_base(base.ref, hub=hub)
+        if embedded_path(base.ref) is None and Path(base.ref).is_dir():
+            # Replicas have a working directory of their own; cards may name the folder as the trainer saw it.
+            aliases = (*base.aliases, base.ref)
+            base = replace(base, ref=str(Path(base.ref).resolve()), name=base.name, aliases=aliases)
+        bases.append(base)
+    return replace(config, bases=tuple(bases))
+
+
+def _free_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0.
+
+    Raises:
+        ConflictError: somebody listens there.
+        InputError: this machine has no such address, or may not listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConflictError(
+                    f"port {port} on {host} is in use",
+                    hint=f"choose another: hubctl serve --port {port + 1 if port < 65535 else 8000}",
+                ) from None
+            raise InputError(f"cannot listen on {host}:{port}: {error.strerror}", param="host") from None
+        free: int = probe.getsockname()[1]
+        return free

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubctl.errors import InputError
+from train.adapt import head_names, resolve_targets
+
+
+@pytest.fixture(scope="module")
+def segformer(segmentation_base: Path) -> Any:
+    from transformers import AutoModelForSemanticSegmentation
+
+    return AutoModelForSemanticSegmentation.from_pretrained(segmentation_base)
+
+
+def test_attention_is_the_familys_own_choice(segformer: Any) -> None:
+    assert resolve_targets(segformer, ("attention",), default_targets=("q_proj", "v_proj")) == [
+        "q_proj",
+        "v_proj",
+    ]
+
+
+def test_all_linear_leaves_convolutions_and_the_head_alone(segformer: Any) -> None:
+    names = resolve_targets(segformer, ("all-linear",), default_targets=(), heads=("decode_head",))
+    assert "segformer.stages.0.blocks.0.mlp.fc1" in names
+    assert not [name for name in names if "decode_head" in name or "patch_embeddings" in name]
+
+
+def test_an_ending_that_also_names_a_part_of_the_head_becomes_whole_names(segformer: Any) -> None:
+    names = resolve_targets(segformer, ("proj",), default_targets=(), heads=("decode_head",))
+    assert names == ["segformer.stages.0.patch_embeddings.proj", "segformer.stages.1.patch_embeddings.proj"]
+
+
+def test_unknown_names_are_refused_with_near_ones(segformer: Any) -> None:
+    with pytest.raises(InputError, match="no layer of the base is called 'q_prj'") as caught:
+        resolve_targets(segformer, ("q_prj",), default_targets=())
+    assert "q_proj" in (caught.value.hint or "")
+
+
+def test_the_head_is_found(segformer: Any) -> None:
+    assert head_names(segformer) == ["decode_head"]
+    with pytest.raises(InputError, match="has no head to train"):
+        head_names(segformer.segformer)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def hubctl(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hubctl", *map(str, arguments)],
+        text=True, capture_output=True, check=False, env=environment(home),
+    )  # fmt: skip
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HUBCTL_HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--base", "emoji-46", "--data", "{data}"), 3, "no base model 'emoji-46'"),
+        (("--base", "{base}", "--data", "{data}/none"), 2, "there is no folder {data}/none"),
+        (("--base", "{base}", "--data", "{data}", "--rank", "0"), 2, "--rank is 0"),
+        (("--base", "{seg}", "--data", "{data}"), 2, "{seg} is a base for image-segmentation"),
+    ],
+)
+def test_faults_are_one_line_with_the_next_command(
+    arguments: tuple[str, ...], code: int, message: str,
+    tmp_path: Path, diffusion_base: Path, segmentation_base: Path, captioned: Path,
+) -> None:  # fmt: skip
+    places = {"base": diffusion_base, "seg": segmentation_base, "data": captioned}
+    filled = [argument.format(**places) for argument in arguments]
+    done = hubctl("train", "text-to-image", *filled, "--output", tmp_path / "out", home=tmp_path / "home")
+    assert done.returncode == code
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Error: ")
+    assert message.format(**places) in lines[0]
+    assert lines[1].startswith("  next: ")
+    assert len(lines) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_as_json_lines_and_a_taken_folder(
+    tmp_path: Path, diffusion_base: Path, captioned: Path
+) -> None:
+    arguments = (
+        "train", "text-to-image", "--base", diffusion_base, "--data", captioned, "--output", tmp_path / "out",
+        "--steps", 2, "--batch-size", 2, "--rank", 2, "--sample-every", 0, "--json",
+    )  # fmt: skip
+    done = hubctl(*arguments, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events if event["event"] != "preparing"] == [
+        "started", "step_done", "step_done", "evaluated", "saved",
+    ]  # fmt: skip
+    assert events[-1]["path"] == str(tmp_path / "out")
+    # Libraries keep quiet: nothing stands between the lines of a program that reads both streams.
+    assert done.stderr == ""
+    again = hubctl(*arguments, home=tmp_path / "home")
+    assert again.returncode == 7
+    assert json.loads(again.stderr)["error"]["type"] == "ConflictError"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_training_leaves_nothing(
+    how: signal.Signals, tmp_path: Path, diffusion_base: Path, captioned: Path
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    command = [
+        sys.executable, "-m", "hubctl", "train", "text-to-image", "--base", diffusion_base,
+        "--data", captioned, "--output", folder / "out", "--steps", "100000",
+        "--sample-every", "0", "--rank", "2", "--json",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        [*map(str, command)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path),
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "step_done":
+                break
+        assert list(folder.iterdir())
+        process.send_signal(how)
+        process.stdout.read()
+        assert process.wait() == 130
+    assert list(folder.iterdir()) == []

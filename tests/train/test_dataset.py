@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hubctl.errors import DataError
+from tests.train import tiny
+from train.dataset import open_image, open_mask, read_captions, read_masks, read_subject, square
+
+
+def rewrite(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def save_mask(path: Path, value: int, side_px: int = tiny.SIDE_PX) -> None:
+    Image.fromarray(np.full((side_px, side_px), value, np.uint8)).save(path)
+
+
+CAPTION_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no folder", lambda d: d.rename(d.with_name("elsewhere")), "there is no folder"),
+    ("no caption", lambda d: tiny.picture(9).save(d / "new.png"), "new.png has no caption"),
+    ("corrupt image", lambda d: (d / "1.png").write_bytes(b"\x89PNG no"), "1.png is not a readable image"),
+    (
+        "cut image",
+        lambda d: (d / "1.png").write_bytes((d / "1.png").read_bytes()[:-40]),
+        "1.png is not a readable image",
+    ),
+    ("image gone", lambda d: (d / "2.png").unlink(), "metadata.jsonl:3 names '2.png', which is not in"),
+    ("not JSON", lambda d: rewrite(d / "metadata.jsonl", "{oops\n"), "metadata.jsonl:1 is not JSON"),
+    ("a list", lambda d: rewrite(d / "metadata.jsonl", "[1]\n"), "metadata.jsonl:1 is not a JSON object"),
+    ("empty", lambda d: rewrite(d / "metadata.jsonl", "\n"), "metadata.jsonl is empty"),
+    (
+        "no text",
+        lambda d: rewrite(d / "metadata.jsonl", '{"file_name": "0.png", "txt": "a"}'),
+        "metadata.jsonl:1 has no 'text'",
+    ),
+    (
+        "blank text",
+        lambda d: rewrite(d / "metadata.jsonl", '{"file_name": "0.png", "text": "  "}'),
+        "metadata.jsonl:1 has no 'text'",
+    ),
+    (
+        "twice",
+        lambda d: rewrite(d / "metadata.jsonl", '{"file_name": "0.png", "text": "a"}\n' * 2),
+        "metadata.jsonl:2 names '0.png' again (first in line 1)",
+    ),
+    (
+        "outside",
+        lambda d: rewrite(d / "metadata.jsonl", '{"file_name": "../x.png", "text": "a"}'),
+        "names '../x.png', outside the folder",
+    ),
+    (
+        "Latin-1",
+        lambda d: (d / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "caf\xe9"}'),
+        "metadata.jsonl is not UTF-8 text",
+    ),
+]
+
+
+@pytest.mark.parametrize(("_name", "damage", "message"), CAPTION_FAULTS, ids=[c[0] for c in CAPTION_FAULTS])
+def test_caption_faults_name_the_file(
+    tmp_path: Path, _name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tiny.captioned_folder(tmp_path / "data")
+    damage(folder)
+    with pytest.raises(DataError) as caught:
+        read_captions(folder)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+MASK_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no images", lambda d: (d / "images").rename(d / "imgs"), "images"),
+    ("no masks", lambda d: (d / "masks").rename(d / "labels"), "there is no folder"),
+    ("no mask", lambda d: (d / "masks/1.png").unlink(), "1.png has no mask"),
+    ("no image", lambda d: (d / "images/1.png").unlink(), "1.png has no image"),
+    (
+        "wrong size",
+        lambda d: save_mask(d / "masks/1.png", 0, 16),
+        "1.png has 16 x 16 pixels, its image 32 x 32",
+    ),
+    ("colour mask", lambda d: tiny.picture(0).save(d / "masks/1.png"), "1.png is a RGB picture, not a mask"),
+    ("corrupt mask", lambda d: (d / "masks/1.png").write_bytes(b"no"), "1.png is not a readable image"),
+    ("strange value", lambda d: save_mask(d / "masks/1.png", 7), "1.png has the value 7"),
+    ("gap in labels", lambda d: rewrite(d / "labels.json", '{"0": "a", "2": "b"}'), "are numbered [0, 2]"),
+    (
+        "bad labels",
+        lambda d: rewrite(d / "labels.json", '{"pet": 0}'),
+        "labels.json does not name the classes",
+    ),
+    ("labels not JSON", lambda d: rewrite(d / "labels.json", "pet"), "labels.json does not name the classes"),
+    ("a list", lambda d: rewrite(d / "labels.json", '["pet"]'), "labels.json does not name the classes"),
+]
+
+
+@pytest.mark.parametrize(("_name", "damage", "message"), MASK_FAULTS, ids=[c[0] for c in MASK_FAULTS])
+def test_mask_faults_name_the_file(
+    tmp_path: Path, _name: str, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = tiny.masked_folder(tmp_path / "data")
+    rewrite(folder / "labels.json", '{"0": "outside", "1": "border", "2": "inside"}')
+    damage(folder)
+    with pytest.raises(DataError) as caught:
+        read_masks(folder)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_empty_folders_and_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no images"):
+        read_captions(tmp_path / "empty")
+    with pytest.raises(DataError, match="empty holds no images"):
+        read_subject(tmp_path / "empty")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file is not a folder"):
+        read_captions(tmp_path / "file")
+
+
+def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
+    folder = tiny.masked_folder(tmp_path)
+    for path in (folder / "masks").iterdir():
+        save_mask(path, 0)
+    with pytest.raises(DataError, match="one class only"):
+        read_masks(folder)
+
+
+def test_sidecar_captions(tmp_path: Path) -> None:
+    tiny.picture(0).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png has no caption"):
+        read_captions(tmp_path)
+    (tmp_path / "a.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"a\.txt is empty"):
+        read_captions(tmp_path)
+    (tmp_path / "a.txt").write_text("\ufeffa red\napple\n", encoding="utf-8")
+    assert [item.caption for item in read_captions(tmp_path).train] == ["a red apple"]
+
+
+def test_splits_are_used_when_they_are_there(tmp_path: Path) -> None:
+    tiny.captioned_folder(tmp_path / "train", images=3)
+    tiny.captioned_folder(tmp_path / "test", images=2)
+    data = read_captions(tmp_path)
+    assert (len(data.train), len(data.test)) == (3, 2)
+    assert {item.path.parent.name for item in data.test} == {"test"}
+
+
+def test_classes_come_from_the_masks_without_labels(tmp_path: Path) -> None:
+    folder = tiny.masked_folder(tmp_path)
+    assert read_masks(folder).labels == {0: "class 0", 1: "class 1", 2: "class 2"}
+    assert read_masks(folder, {0: "a", 1: "b", 2: "c"}).labels == {0: "a", 1: "b", 2: "c"}
+
+
+def test_ignored_pixels_belong_to_no_class(tmp_path: Path) -> None:
+    folder = tiny.masked_folder(tmp_path)
+    save_mask(folder / "masks" / "0.png", 255)
+    assert len(read_masks(folder).labels) == 3
+
+
+def test_the_hash_follows_bytes_and_captions_but_not_the_place(tmp_path: Path) -> None:
+    first = read_captions(tiny.captioned_folder(tmp_path / "a")).sha256
+    assert read_captions(tiny.captioned_folder(tmp_path / "b")).sha256 == first
+    metadata = tmp_path / "b" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("red", "blue"))
+    changed = read_captions(tmp_path / "b").sha256
+    tiny.picture(50).save(tmp_path / "a" / "0.png")
+    assert len({first, changed, read_captions(tmp_path / "a").sha256}) == 3
+
+
+def test_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (4, 8)
+
+
+def test_the_middle_square_is_cut_and_resized() -> None:
+    wide = Image.new("RGB", (64, 32), "red")
+    wide.paste("blue", (16, 0, 48, 32))
+    pixels = square(wide, 16)
+    assert pixels.shape == (16, 16, 3)
+    # Resampling lets a little red in at the two sides.
+    assert (pixels[:, 4:-4] == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_masks_keep_their_numbers(tmp_path: Path, mode: str) -> None:
+    values = np.array([[0, 1], [2, 255]], np.uint16 if mode == "I;16" else np.uint8)
+    image = Image.fromarray(values)
+    if mode == "P":
+        image.putpalette([number // 3 for number in range(768)])
+    image.save(tmp_path / "mask.png")
+    assert open_mask(tmp_path / "mask.png").tolist() == [[0, 1], [2, 255]]
+
+
+def test_a_deep_mask_with_large_values_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 300]], np.uint16)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="has the value 300"):
+        open_mask(tmp_path / "mask.png")
+
+
+def test_class_images_may_be_missing(tmp_path: Path) -> None:
+    tiny.picture(0).save(tmp_path / "a.png")
+    assert read_subject(tmp_path, tmp_path / "none").class_images == ()

@@ -1,0 +1,421 @@
+"""Real trainings of three steps on tiny random bases, then diffusers and peft alone with the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hubctl.adapter.card import read_card_data
+from hubctl.adapter.layout import read_layout
+from hubctl.adapter.package import read_manifest
+from hubctl.errors import ConflictError, InputError, NotFoundError
+from tests.train import tiny
+from tests.train.conftest import Trained, run
+from train.config import TrainConfig
+from train.events import (
+    Evaluated,
+    Preparing,
+    Sampled,
+    Saved,
+    Started,
+    StepDone,
+    Warned,
+    event_data,
+    event_kind,
+)
+from train.run import train
+
+TIMESTEPS = (10, 500, 900)
+
+
+def pipeline_at(base: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    return StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+
+
+def denoise(unet: Any) -> torch.Tensor:
+    """The UNet's answers to fixed inputs, [3, 4, 16, 16]."""
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(3, 4, 16, 16, generator=generator)
+    text = torch.randn(3, 12, 16, generator=generator)
+    with torch.no_grad():
+        return unet.eval()(noisy, torch.tensor(TIMESTEPS), text).sample
+
+
+def logits_of(model: Any, pictures: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=pictures).logits
+
+
+# -- the events ----------------------------------------------------------------------------------
+
+
+def test_the_events_tell_the_whole_story(style: Trained) -> None:
+    kinds = [type(event) for event in style.events if not isinstance(event, Preparing)]
+    assert kinds == [
+        Started, Sampled, StepDone, StepDone, Sampled, StepDone, Sampled, Evaluated, Saved,
+    ]  # fmt: skip
+    steps = [event for event in style.events if isinstance(event, StepDone)]
+    assert [event.step for event in steps] == [1, 2, 3]
+    assert steps[-1].eta_s == 0
+    assert all(event.steps == 3 and event.steps_per_s > 0 for event in steps)
+    for event in style.events:
+        assert json.loads(json.dumps(event_data(event)))
+    assert event_kind(steps[0]) == "step_done"
+
+
+# -- diffusers alone -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["style", "subject"])
+def test_diffusers_alone_loads_every_key_with_its_strength(task: str, request: pytest.FixtureRequest) -> None:
+    trained: Trained = request.getfixturevalue(task)
+    pipeline = pipeline_at(trained.base)
+    before = denoise(pipeline.unet)
+    pipeline.load_lora_weights(trained.folder)
+    after = denoise(pipeline.unet)
+    layout = read_layout(trained.folder)
+    loaded = {
+        name.removesuffix(f".lora_{half}.default_0")
+        for name, _ in pipeline.unet.named_modules()
+        for half in "AB"
+        if name.endswith(f".lora_{half}.default_0")
+    }
+    assert loaded == {module.module for module in layout.modules}
+    assert len(layout.header.tensors) == 2 * len(loaded)
+    assert {module.alpha for module in layout.modules} == {trained.config.alpha}
+    assert (after - before).abs().max() > 1e-4
+    # By hand, from the file alone: W + alpha / rank * B A.
+    by_hand = pipeline_at(trained.base).unet
+    merge(by_hand, trained)
+    assert (denoise(by_hand) - after).abs().max() < 1e-5
+
+
+def merge(unet: Any, trained: Trained) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(trained.folder / "pytorch_lora_weights.safetensors")
+    scale = float(trained.config.alpha or 0) / trained.config.rank
+    for key in tensors:
+        if key.endswith(".lora_A.weight"):
+            a, b = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+            layer = unet.get_submodule(key.removeprefix("unet.").removesuffix(".lora_A.weight"))
+            layer.weight.data += scale * b @ a
+
+
+def test_the_loaded_adapter_is_the_trained_module(
+    tmp_path: Path, diffusion_base: Path, captioned: Path
+) -> None:
+    from hubctl.base_models import locate_base
+    from train.dataset import read_captions
+    from train.devices import open_accelerator
+    from train.loop import run_steps
+    from train.plan import make_plan
+    from train.tasks.task import Setup
+    from train.tasks.text_to_image import TextToImage
+
+    config = TrainConfig(task="text-to-image", base=str(diffusion_base), data=captioned, output=tmp_path)
+    plan = make_plan(
+        task=config.task, native_px=32, steps=3, batch_size=4, learning_rate=1e-2, resolution=None,
+        warmup_fraction=0, rank=4, alpha=16, sample_every=0,
+    )  # fmt: skip
+    accelerator, dtype = open_accelerator("no")
+    base = locate_base(config.base)
+    setup = Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=dtype)
+    task = TextToImage(setup, read_captions(captioned))
+    untrained = denoise(task.module)
+    assert len(list(run_steps(task, config, plan, accelerator))) == 3
+    trained = denoise(task.module)
+    task.save(tmp_path)
+    pipeline = pipeline_at(diffusion_base)
+    pipeline.load_lora_weights(tmp_path)
+    assert (trained - untrained).abs().max() > 1e-3
+    assert (denoise(pipeline.unet) - trained).abs().max() < 1e-6
+
+
+def test_only_the_adapter_is_in_float32_and_learns(style: Trained) -> None:
+    layout = read_layout(style.folder)
+    assert {info.dtype for info in layout.header.tensors.values()} == {"F32"}
+    started = next(event for event in style.events if isinstance(event, Started))
+    counted = sum(int(np.prod(module.a_shape) + np.prod(module.b_shape)) for module in layout.modules)
+    assert started.trainable_parameters == counted
+
+
+@pytest.mark.parametrize(("prediction_type", "tiny_vae"), [("v_prediction", True), ("sample", False)])
+def test_other_predictions_and_autoencoders_train(
+    tmp_path: Path, captioned: Path, prediction_type: str, tiny_vae: bool
+) -> None:
+    base = tiny.diffusion_base(tmp_path / "base", prediction_type=prediction_type, tiny_vae=tiny_vae)
+    trained = run(
+        TrainConfig(
+            task="text-to-image", base=str(base), data=captioned, output=tmp_path / "out", steps=15,
+            batch_size=4, rank=8, learning_rate=5e-2, sample_every=0,
+        )
+    )  # fmt: skip
+    metrics = next(event for event in trained.events if isinstance(event, Evaluated)).metrics
+    assert metrics["loss_adapter"] < metrics["loss_base"]
+
+
+# -- dreambooth ----------------------------------------------------------------------------------
+
+
+def test_missing_class_images_are_drawn_once_and_kept(subject: Trained) -> None:
+    folder = subject.config.class_data
+    assert folder is not None
+    assert len(list(folder.glob("*.png"))) == subject.config.num_class_images
+    metrics = next(event for event in subject.events if isinstance(event, Evaluated)).metrics
+    assert {"loss_adapter", "class_loss_adapter"} <= metrics.keys()
+    assert read_card_data(subject.folder)["instance_prompt"] == "a photo of tok dog"
+
+
+# -- segmentation --------------------------------------------------------------------------------
+
+
+def test_peft_alone_loads_adapter_and_head(trimap: Trained) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSemanticSegmentation
+
+    base = AutoModelForSemanticSegmentation.from_pretrained(
+        trimap.base, num_labels=3, ignore_mismatched_sizes=True
+    )
+    pictures = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    before = logits_of(base, pictures)
+    loaded = PeftModel.from_pretrained(base, str(trimap.folder))
+    after = logits_of(loaded, pictures)
+    assert (after - before).abs().max() > 1e-3
+    layout = read_layout(trimap.folder)
+    keys = set(loaded.state_dict())
+    for module in layout.modules:
+        assert f"base_model.model.{module.module}.lora_A.default.weight" in keys
+        assert module.scale == 4.0
+    assert {head.module for head in layout.heads} == {"decode_head"}
+    # What BatchNorm counted travels too: without it the head answers something else.
+    assert any("running_mean" in head.name for head in layout.heads)
+    saved = {head.name for head in layout.heads}
+    own = {name for name in base.state_dict() if name.startswith("decode_head.modules_to_save")}
+    assert len(saved) == len(own)
+
+
+def test_what_is_judged_is_what_is_saved(trimap: Trained, masked: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSemanticSegmentation
+
+    from train.dataset import read_masks
+    from train.evaluate import confusion
+    from train.scores import scores
+
+    base = AutoModelForSemanticSegmentation.from_pretrained(
+        trimap.base, num_labels=3, ignore_mismatched_sizes=True
+    )
+    model = PeftModel.from_pretrained(base, str(trimap.folder))
+
+    def predict(paths: Any) -> torch.Tensor:
+        pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+        pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return logits_of(model, pictures)
+
+    matrix = confusion(predict, read_masks(masked).test, true_classes=3, predicted_classes=3)
+    metrics = next(event for event in trimap.events if isinstance(event, Evaluated)).metrics
+    assert scores(matrix).mean_iou == pytest.approx(metrics["miou"], abs=1e-6)
+    assert sum(map(sum, matrix)) == 2 * 32 * 32
+
+
+def test_pictures_are_prepared_as_the_bases_own_processor_does(
+    tmp_path: Path, segmentation_base: Path
+) -> None:
+    from transformers import AutoImageProcessor
+
+    from train.tasks.segmentation import load_pictures, normalisation
+
+    tiny.picture(3, side_px=50).resize((50, 41)).save(tmp_path / "a.png")
+    mean, std = normalisation(segmentation_base)
+    ours = (load_pictures([tmp_path / "a.png"], tiny.SIDE_PX) - mean) / std
+    processor = AutoImageProcessor.from_pretrained(segmentation_base)
+    theirs = processor(images=np.asarray(Image.open(tmp_path / "a.png")), return_tensors="pt")["pixel_values"]
+    assert torch.equal(ours, theirs)
+
+
+def test_another_size_than_the_bases_own_is_warned_about(tmp_path: Path, trimap: Trained) -> None:
+    trained = run(
+        dataclasses.replace(trimap.config, output=tmp_path / "out", steps=1, resolution=64, sample_every=0)
+    )
+    warned = [event.message for event in trained.events if isinstance(event, Warned)]
+    assert len(warned) == 1
+    assert "trained at 64 px" in warned[0]
+    assert not [event for event in trimap.events if isinstance(event, Warned)]
+
+
+def test_a_head_of_the_same_classes_keeps_what_the_base_learnt(
+    tmp_path: Path, segmentation_base: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    data = tiny.masked_folder(tmp_path / "data", classes=2)
+    run(
+        TrainConfig(
+            task="segmentation", base=str(segmentation_base), data=data, output=tmp_path / "out",
+            steps=1, learning_rate=1e-9, sample_every=0,
+        )
+    )  # fmt: skip
+    base = load_file(segmentation_base / "model.safetensors")["decode_head.classifier.weight"]
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert (saved["base_model.model.decode_head.classifier.weight"] - base).abs().max() < 1e-6
+
+
+def test_the_adapter_knows_its_base_and_classes(trimap: Trained) -> None:
+    config = json.loads((trimap.folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(trimap.base)
+    assert config["target_modules"] == ["q_proj", "v_proj"]
+    manifest = read_manifest(trimap.folder)
+    assert manifest is not None
+    assert manifest.data["labels"] == {"0": "outside", "1": "border", "2": "inside"}
+    assert manifest.data["images"] == 4
+    assert manifest.data["held_out_images"] == 2
+    assert {"miou", "base_miou", "iou_inside"} <= manifest.metrics.keys()
+
+
+def test_learning_helps(tmp_path: Path, segmentation_base: Path, masked: Path) -> None:
+    trained = run(
+        TrainConfig(
+            task="segmentation", base=str(segmentation_base), data=masked, output=tmp_path / "out",
+            steps=80, batch_size=4, rank=8, learning_rate=2e-2, sample_every=0,
+        )
+    )  # fmt: skip
+    losses = [event.loss for event in trained.events if isinstance(event, StepDone)]
+    metrics = next(event for event in trained.events if isinstance(event, Evaluated)).metrics
+    assert np.mean(losses[-10:]) < 0.7 * losses[0]
+    assert metrics["miou"] > metrics["base_miou"]
+
+
+# -- the folder ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "weights"),
+    [
+        ("style", "pytorch_lora_weights.safetensors"),
+        ("subject", "pytorch_lora_weights.safetensors"),
+        ("trimap", "adapter_model.safetensors"),
+    ],
+)
+def test_the_folder_is_complete(task: str, weights: str, request: pytest.FixtureRequest) -> None:
+    trained: Trained = request.getfixturevalue(task)
+    names = {
+        path.relative_to(trained.folder).as_posix() for path in trained.folder.rglob("*") if path.is_file()
+    }
+    assert {weights, "README.md", "hubctl.json", "loss.png"} <= names
+    card = read_card_data(trained.folder)
+    assert card["base_model"] == str(trained.base)
+    assert card["base_model_relation"] == "adapter"
+    for picture in card.get("widget", []):
+        assert picture["output"]["url"] in names
+    manifest = read_manifest(trained.folder)
+    assert manifest is not None
+    assert manifest.task == trained.config.task
+    assert manifest.settings["rank"] == 4
+    assert manifest.settings["alpha"] == trained.config.alpha
+    assert len(manifest.data["sha256"]) == 64
+    assert len(manifest.base.sha256 or "") == 64
+    for picture in trained.folder.rglob("*.png"):
+        Image.open(picture).verify()
+
+
+def test_figures_on_training_images_do_not_enter_the_card(style: Trained, trimap: Trained) -> None:
+    assert "model-index" not in read_card_data(style.folder)
+    assert "model-index" in read_card_data(trimap.folder)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    tmp_path: Path, style: Trained, trimap: Trained
+) -> None:
+    # The first ones drew samples, their twins draw none: looking changes nothing.
+    for trained in (style, trimap):
+        weights = next(trained.folder.glob("*.safetensors")).name
+        made = []
+        for seed in (trained.config.seed, 1):
+            output = tmp_path / f"{trained.config.task}-{seed}"
+            run(dataclasses.replace(trained.config, output=output, seed=seed, sample_every=0))
+            made.append((output / weights).read_bytes())
+        assert made[0] == (trained.folder / weights).read_bytes()
+        assert made[1] != made[0]
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_training_that_diverges_leaves_nothing(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", learning_rate=1e30, steps=10)
+    with pytest.raises(InputError, match="training has diverged") as caught:
+        run(config)
+    assert "--lr" in (caught.value.hint or "")
+    assert left_in(tmp_path) == []
+
+
+def test_a_training_that_is_stopped_leaves_nothing(tmp_path: Path, style: Trained) -> None:
+    events = train(dataclasses.replace(style.config, output=tmp_path / "out"))
+    for event in events:
+        if isinstance(event, StepDone):
+            break
+    assert len(left_in(tmp_path)) == 1
+    events.close()
+    assert left_in(tmp_path) == []
+
+
+def test_an_adapter_that_is_there_is_kept_until_the_new_one_is_whole(tmp_path: Path, style: Trained) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "mine.txt").write_text("precious")
+    config = dataclasses.replace(style.config, output=output, sample_every=0)
+    with pytest.raises(ConflictError):
+        run(config)
+    broken = dataclasses.replace(config, overwrite=True, learning_rate=1e30, steps=10)
+    with pytest.raises(InputError):
+        run(broken)
+    assert left_in(output) == ["mine.txt"]
+    run(dataclasses.replace(config, overwrite=True))
+    assert "mine.txt" not in left_in(output)
+    assert left_in(tmp_path) == ["out"]
+
+
+def test_faults_are_found_before_anything_is_loaded(tmp_path: Path, style: Trained, masked: Path) -> None:
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"base": "emoji-46"}, NotFoundError, "no base model 'emoji-46'"),
+        ({"task": "segmentation", "data": masked}, InputError, "which cannot learn segmentation"),
+        ({"data": tmp_path / "none"}, InputError, "there is no folder"),
+    ]
+    for changes, error, message in cases:
+        config = dataclasses.replace(style.config, output=tmp_path / "out", **changes)
+        with pytest.raises(error, match=message):
+            # The first event comes before torch is imported: none may come at all.
+            next(train(config))
+    assert left_in(tmp_path) == []
+
+
+def test_targets_that_match_nothing_are_refused_with_near_names(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", targets=("to_w",))
+    with pytest.raises(InputError, match="no layer of the base is called 'to_w'") as caught:
+        run(config)
+    assert "to_v" in (caught.value.hint or "")
+    assert left_in(tmp_path) == []
+
+
+def test_half_precision_on_a_cpu(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", sample_every=0)
+    run(dataclasses.replace(config, mixed_precision="bf16"))
+    layout = read_layout(tmp_path / "out")
+    assert {info.dtype for info in layout.header.tensors.values()} == {"F32"}
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="fp16 needs a GPU"):
+            run(dataclasses.replace(config, mixed_precision="fp16", overwrite=True))

@@ -1,0 +1,1 @@
+"""Adapters out of data: `train.run.train` is the one door."""

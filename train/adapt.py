@@ -1,0 +1,102 @@
+"""LoRA into a frozen base: which layers, at what rank; the adapter itself is always float32."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from hubctl.errors import InputError
+
+ATTENTION = "attention"
+ALL_LINEAR = "all-linear"
+PRESETS = (ATTENTION, ALL_LINEAR)
+
+HEADS = ("decode_head", "head", "classifier")
+"""Names that segmentation models of transformers give the layers that are trained whole."""
+
+
+def resolve_targets(
+    module: nn.Module,
+    targets: Sequence[str],
+    *,
+    default_targets: Sequence[str],
+    heads: Collection[str] = (),
+) -> list[str]:
+    """The `target_modules` for peft: endings of layer names, or whole names where endings say too much.
+
+    Layers inside `heads` are trained whole and never take LoRA.
+
+    Raises:
+        InputError: a name fits no Linear or Conv2d layer; near names are given.
+    """
+    layers = {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    free = {name for name in layers if name.partition(".")[0] not in heads}
+    if tuple(targets) == (ALL_LINEAR,):
+        return sorted(name for name in free if isinstance(layers[name], nn.Linear))
+    wanted = list(default_targets) if tuple(targets) == (ATTENTION,) else list(targets)
+    for target in wanted:
+        if not any(_ends_with(name, target) for name in free):
+            raise InputError(f"no layer of the base is called {target!r}", hint=_near_names(target, free))
+    if any(_ends_with(name, target) for name in layers.keys() - free for target in wanted):
+        return sorted(n for n in free if any(_ends_with(n, target) for target in wanted))
+    return wanted
+
+
+def lora_config(
+    *, rank: int, alpha: float, targets: list[str], heads: Sequence[str] = (), seed: int
+) -> LoraConfig:
+    """Settings of one adapter for peft; also seeds torch, from which peft draws the first weights."""
+    torch.manual_seed(seed)
+    return LoraConfig(
+        r=rank,
+        # peft types it as int, but computes alpha / rank in floats.
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
+        target_modules=targets,
+        modules_to_save=list(heads) or None,
+        init_lora_weights="gaussian",
+        bias="none",
+    )
+
+
+def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train, made float32: half precision loses the small updates."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.to(torch.float32)
+    return parameters
+
+
+def head_names(module: nn.Module) -> list[str]:
+    """The head of a segmentation model, which is trained whole.
+
+    Raises:
+        InputError: the model has none that we know.
+    """
+    children = {name for name, _ in module.named_children()}
+    found = [name for name in HEADS if name in children]
+    if not found:
+        raise InputError(
+            f"{type(module).__name__} has no head to train ({', '.join(HEADS)})",
+            hint="choose a SegFormer base, e.g. --base emoji-64-seg",
+        )
+    return found[:1]
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _near_names(target: str, names: Collection[str]) -> str:
+    # "to_out.0" is one name to people: a number belongs to the word before it.
+    endings = set()
+    for name in names:
+        parts = name.split(".")
+        endings.add(".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1])
+    near = difflib.get_close_matches(target, sorted(endings), n=5, cutoff=0.3) or sorted(endings)[:8]
+    return f"give a preset ({', '.join(PRESETS)}) or layer names, e.g. --targets {','.join(near)}"

@@ -1,0 +1,47 @@
+"""Where to compute and how precisely, and quiet libraries."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from hubctl.errors import InputError
+from train.config import MixedPrecision
+
+
+def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torch.dtype]:
+    """An accelerator on this machine's device, and the precision of the frozen base on it.
+
+    A GPU computes in half precision and keeps the frozen base so; a CPU keeps float32 unless told
+    otherwise, since most have no faster half precision.
+
+    Raises:
+        InputError: the device cannot compute in this precision.
+    """
+    _quiet_libraries()
+    # accelerate keeps one global state and refuses another precision later in the same process.
+    AcceleratorState._reset_state()
+    on_gpu = torch.cuda.is_available()
+    chosen = mixed_precision
+    if chosen == "auto":
+        chosen = "no" if not on_gpu else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if chosen == "fp16" and not on_gpu:
+        raise InputError(
+            "fp16 needs a GPU, and this machine has none", hint="add --mixed-precision bf16 or no"
+        )
+    accelerator = Accelerator(mixed_precision=chosen)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return accelerator, half.get(chosen, torch.float32) if on_gpu else torch.float32
+
+
+def _quiet_libraries() -> None:
+    """Training speaks through events; libraries that chat on stderr would tear the progress bar."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # Only now: importing diffusers makes transformers chat.
+    import diffusers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()

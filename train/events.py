@@ -1,0 +1,93 @@
+"""What training tells its caller: frozen events. Training itself never prints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparing:
+    """A slow stage begins before the first step, e.g. "loading hubctl/emoji-64"."""
+
+    stage: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """Everything is loaded; the steps begin."""
+
+    task: str
+    base: str
+    steps: int
+    images: int
+    held_out_images: int
+    batch_size: int
+    learning_rate: float
+    resolution_px: int
+    rank: int
+    alpha: float
+    trainable_parameters: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDone:
+    """One optimizer step is done; `step` counts from 1."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    steps_per_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """A picture of the adapter at work was drawn.
+
+    Until `Saved` the picture lies in a working folder beside the output.
+    """
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """The adapter, and its base for comparison, were measured."""
+
+    metrics: Mapping[str, float]
+    split: str
+    """`test` for held-out images, `train` where none were held out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """The adapter folder is complete and in its place."""
+
+    path: Path
+    weights_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warned:
+    """Something the user should know, and that does not stop training."""
+
+    message: str
+
+
+Event = Preparing | Started | StepDone | Sampled | Evaluated | Saved | Warned
+
+
+def event_kind(event: Event) -> str:
+    """The event's name in snake case: `StepDone` is `step_done`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def event_data(event: Event) -> dict[str, object]:
+    """The event's fields as plain JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(event).items()}

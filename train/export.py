@@ -1,0 +1,166 @@
+"""The adapter folder beside its weights: manifest, card, loss curve."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import hubctl
+from hubctl.adapter.card import CARD, Card, Sample, render_card
+from hubctl.adapter.package import MANIFEST, BaseIdentity, Manifest, manifest_json
+from hubctl.base_models import BaseModel
+from train.config import TrainConfig
+from train.plan import Plan, smooth
+from train.tasks.task import Evaluation
+
+LOSS_CURVE = "loss.png"
+SAMPLES = "samples"
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
+_SMOOTHED_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """Everything a finished training knows that its folder has to tell."""
+
+    config: TrainConfig
+    plan: Plan
+    base: BaseModel
+    images: int
+    held_out_images: int
+    data_sha256: str
+    labels: dict[int, str]
+    """segmentation: class number to name; empty otherwise."""
+    losses: Sequence[float]
+    evaluation: Evaluation
+    prompts: Sequence[str]
+    """Prompts of the pictures `samples/sample-1.png`, `sample-2.png`, ..."""
+    duration_s: float
+    device: str
+
+
+def write_papers(folder: Path, name: str, outcome: Outcome) -> None:
+    """Write hubctl.json, README.md and loss.png into `folder`; `name` is the adapter's."""
+    draw_losses(outcome.losses, folder / LOSS_CURVE)
+    (folder / MANIFEST).write_text(manifest_json(_manifest(outcome)), encoding="utf-8")
+    (folder / CARD).write_text(render_card(_card(folder, name, outcome)), encoding="utf-8")
+
+
+def settle_header(weights: Path) -> None:
+    """Put the header of a safetensors file into one order, so that equal trainings give equal files.
+
+    The library writes the header's metadata in an order that changes from run to run, and with it the
+    file's hash. Tensors stay where they are.
+    """
+    data = weights.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(
+        json.loads(data[8:end]), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+    ).encode()
+    # Tensors must begin at a multiple of eight bytes; the format pads with spaces.
+    header += b" " * (-len(header) % 8)
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + data[end:])
+
+
+def draw_losses(losses: Sequence[float], path: Path) -> None:
+    """The loss of each step, and its running mean, as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#c8d2e0", linewidth=0.8, label="each step")
+    axes.plot(steps, smooth([*losses], _SMOOTHED_STEPS), color="#1f4e8c", label=f"mean of {_SMOOTHED_STEPS}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _manifest(outcome: Outcome) -> Manifest:
+    config, plan, base = outcome.config, outcome.plan, outcome.base
+    data: dict[str, object] = {
+        "images": outcome.images,
+        "held_out_images": outcome.held_out_images,
+        "sha256": outcome.data_sha256,
+    }
+    if outcome.labels:
+        data["labels"] = {str(number): name for number, name in outcome.labels.items()}
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return Manifest(
+        task=config.task,
+        base=BaseIdentity(id=base.id, commit=base.commit, sha256=base.sha256),
+        data=data,
+        settings=_settings(config, plan),
+        versions={"hubctl": hubctl.__version__, "python": platform.python_version(), **versions},
+        metrics={**outcome.evaluation.metrics, "duration_s": round(outcome.duration_s, 1)},
+    )
+
+
+def _settings(config: TrainConfig, plan: Plan) -> dict[str, object]:
+    """All that another training needs to come to the same weights; paths of this machine left out."""
+    private = {"base", "data", "output", "overwrite", "class_data", "task", "labels", "sample_every"}
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in private}
+    numbers = dataclasses.asdict(plan)
+    numbers["resolution"] = numbers.pop("resolution_px")
+    return {**chosen, **numbers}
+
+
+def _card(folder: Path, name: str, outcome: Outcome) -> Card:
+    config, plan, evaluation = outcome.config, outcome.plan, outcome.evaluation
+    segmentation = config.task == "segmentation"
+    settings: dict[str, object] = {
+        "rank": plan.rank,
+        "alpha": plan.alpha,
+        "targets": ", ".join(config.targets),
+        "steps": plan.steps,
+        "batch size": plan.batch_size,
+        "learning rate": plan.learning_rate,
+        "resolution": f"{plan.resolution_px} px",
+        "seed": config.seed,
+        "images": outcome.images,
+        "time": f"{outcome.duration_s:.0f} s on {outcome.device}",
+    }
+    if outcome.labels:
+        settings["classes"] = ", ".join(f"{number} {label}" for number, label in outcome.labels.items())
+    samples = [
+        Sample(text=prompt, file=f"{SAMPLES}/sample-{number}.png")
+        for number, prompt in enumerate(outcome.prompts, start=1)
+        if (folder / SAMPLES / f"sample-{number}.png").is_file()
+    ]
+    grid = f"{SAMPLES}/grid.png"
+    return Card(
+        title=name,
+        base_model=outcome.base.id,
+        task=outcome.base.family.task,
+        library="peft" if segmentation else "diffusers",
+        summary=_summary(outcome),
+        settings=settings,
+        # The card's figures are held-out ones; those on training images stay in the manifest.
+        metrics=evaluation.metrics if evaluation.split == "test" else {},
+        classes=len(outcome.labels) or None,
+        instance_prompt=config.instance_prompt,
+        samples=samples,
+        pictures=[*([grid] if (folder / grid).is_file() else []), LOSS_CURVE],
+    )
+
+
+def _summary(outcome: Outcome) -> str:
+    what = {
+        "text-to-image": "A style or theme",
+        "dreambooth": "A subject",
+        "segmentation": "A segmentation task",
+    }[outcome.config.task]
+    lines = [
+        f"{what} learnt from {outcome.images} images: a LoRA adapter of rank {outcome.plan.rank} "
+        f"for `{outcome.base.id}`."
+    ]
+    if outcome.evaluation.split == "test":
+        lines.append(f"Judged on {outcome.held_out_images} images that it was not trained on.")
+        lines.append(outcome.evaluation.note)
+    return " ".join(line for line in lines if line)

@@ -1,0 +1,128 @@
+"""How a training will go, worked out before it starts: pure, standard library only."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SMALL_BASE_PX = 128
+"""A base this size or smaller is a tiny model: it takes a higher rate and more images a step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """The settings a task starts from."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+_DEFAULTS = {
+    ("text-to-image", True): Defaults(steps=400, batch_size=16, learning_rate=1e-3),
+    ("text-to-image", False): Defaults(steps=1500, batch_size=4, learning_rate=1e-4),
+    ("dreambooth", True): Defaults(steps=200, batch_size=4, learning_rate=5e-4),
+    ("dreambooth", False): Defaults(steps=800, batch_size=2, learning_rate=1e-4),
+    ("segmentation", True): Defaults(steps=300, batch_size=16, learning_rate=5e-3),
+    ("segmentation", False): Defaults(steps=1500, batch_size=8, learning_rate=5e-4),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All numbers of one training, none left open."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    resolution_px: int
+    rank: int
+    alpha: float
+    sample_steps: tuple[int, ...]
+    """Steps after which a sample is drawn; 0 is the untouched base."""
+
+
+def make_plan(
+    *,
+    task: str,
+    native_px: int,
+    steps: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    resolution: int | None,
+    warmup_fraction: float,
+    rank: int,
+    alpha: float | None,
+    sample_every: int | None,
+) -> Plan:
+    """Fill what the user left open from the task's defaults for a base of this size."""
+    defaults = _DEFAULTS[task, native_px <= SMALL_BASE_PX]
+    steps = defaults.steps if steps is None else steps
+    # Two looks by default: half way and at the end.
+    every = math.ceil(steps / 2) if sample_every is None else sample_every
+    return Plan(
+        steps=steps,
+        batch_size=defaults.batch_size if batch_size is None else batch_size,
+        learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
+        warmup_steps=math.ceil(steps * warmup_fraction),
+        resolution_px=native_px if resolution is None else resolution,
+        rank=rank,
+        alpha=float(rank if alpha is None else alpha),
+        sample_steps=sample_steps(steps, every),
+    )
+
+
+def sample_steps(steps: int, every: int) -> tuple[int, ...]:
+    """Steps after which to draw a sample: the base (0), each `every`, and the last; none for 0."""
+    if every == 0:
+        return ()
+    return tuple(sorted({*range(0, steps, every), steps}))
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """Part of the peak rate used by `step` (from 0): a linear rise, then a half cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if steps <= warmup_steps:
+        return 1.0
+    progress = (step - warmup_steps) / (steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def batches(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Which examples each step sees: epochs, each in its own order, cut into full batches.
+
+    Batches run across the epochs' borders, so every example is used equally often (within one),
+    also when there are fewer examples than a batch has places.
+    """
+    if examples < 1:
+        raise ValueError("there must be at least one example")
+    order = random.Random(seed)
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < batch_size:
+            queue.extend(order.sample(range(examples), examples))
+        yield tuple(queue[:batch_size])
+        del queue[:batch_size]
+
+
+def time_left_s(steps_left: int, steps_per_s: float) -> float:
+    """Seconds until the last step; infinite before anything was measured."""
+    if steps_left <= 0:
+        return 0.0
+    return steps_left / steps_per_s if steps_per_s > 0 else math.inf
+
+
+def smooth(values: list[float], window: int) -> list[float]:
+    """Mean of each value with up to `window - 1` before it: the curve a person can read."""
+    means = []
+    total = 0.0
+    for index, value in enumerate(values):
+        total += value
+        if index >= window:
+            total -= values[index - window]
+        means.append(total / min(index + 1, window))
+    return means

@@ -1,0 +1,181 @@
+"""The one door to training: `train(config)` yields events and, at the end, leaves one adapter folder.
+
+Everything that can be wrong with the request is found before a model is loaded; the folder appears
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubctl.adapter.gate import gate
+from hubctl.adapter.package import new_folder
+from hubctl.base_models import BaseModel, BaseSource, locate_base
+from hubctl.errors import InputError
+from train.base_size import native_px
+from train.config import TrainConfig
+from train.dataset import (
+    CaptionData,
+    MaskData,
+    SubjectData,
+    read_captions,
+    read_masks,
+    read_subject,
+)
+from train.events import Evaluated, Event, Preparing, Sampled, Saved, Started, Warned
+from train.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from train.tasks.task import Setup, Task
+
+Data = CaptionData | MaskData | SubjectData
+
+HUB_TASKS = {
+    "text-to-image": "text-to-image",
+    "dreambooth": "text-to-image",
+    "segmentation": "image-segmentation",
+}
+"""The task, as the Hub names it, that a base must have."""
+
+TRAINABLE_FAMILIES = ("sd1", "sd2", "segformer")
+
+
+def train(config: TrainConfig, *, hub: BaseSource | None = None) -> Generator[Event, None, None]:
+    """Train one adapter; `hub` is asked for bases that are neither embedded nor a folder.
+
+    Closing the iterator early stops the training and leaves nothing behind.
+
+    Raises:
+        HubctlError: of the class that fits the fault: the base, the data, the output folder.
+    """
+    base = locate_base(config.base, hub=hub)
+    _check_task(config, base)
+    data = _read_data(config)
+    plan = _plan(config, base)
+    with new_folder(config.output, overwrite=config.overwrite) as folder:
+        yield from _train_into(folder, config, plan, base, data)
+    weights = next(config.output.glob("*.safetensors"))
+    yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+
+
+def _train_into(
+    folder: Path, config: TrainConfig, plan: Plan, base: BaseModel, data: Data
+) -> Iterator[Event]:
+    yield Preparing(stage="loading torch")
+    # Only now: torch and its friends take seconds to import.
+    from train import export, loop
+    from train.devices import open_accelerator
+    from train.tasks.task import Setup
+
+    started_s = time.perf_counter()
+    accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
+    yield Preparing(stage=f"loading {base.id}, encoding the data")
+    setup = Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=frozen_dtype)
+    task = _open_task(setup, data)
+    trainable = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
+    yield Started(
+        task=config.task,
+        base=base.id,
+        steps=plan.steps,
+        images=task.images,
+        held_out_images=task.held_out_images,
+        batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        resolution_px=plan.resolution_px,
+        rank=plan.rank,
+        alpha=plan.alpha,
+        trainable_parameters=trainable,
+        device=str(accelerator.device),
+    )
+    if isinstance(data, MaskData) and plan.resolution_px != native_px(base.path):
+        yield Warned(
+            message=f"trained at {plan.resolution_px} px, but {base.id} is served at its own "
+            f"{native_px(base.path)} px: expect worse masks than the figures say"
+        )
+    samples = folder / export.SAMPLES
+    if plan.sample_steps:
+        samples.mkdir()
+        yield Sampled(path=task.sample(0, samples), step=0)
+    losses = []
+    for done in loop.run_steps(task, config, plan, accelerator):
+        losses.append(done.loss)
+        yield done
+        if done.step in plan.sample_steps:
+            yield Sampled(path=task.sample(done.step, samples), step=done.step)
+    yield Preparing(stage="judging the adapter")
+    evaluation = task.evaluate()
+    yield Evaluated(metrics=evaluation.metrics, split=evaluation.split)
+    task.save(folder)
+    export.settle_header(next(folder.glob("*.safetensors")))
+    outcome = export.Outcome(
+        config=config,
+        plan=plan,
+        base=base,
+        images=task.images,
+        held_out_images=task.held_out_images,
+        data_sha256=data.sha256,
+        labels=data.labels if isinstance(data, MaskData) else {},
+        losses=losses,
+        evaluation=evaluation,
+        prompts=task.prompts,
+        duration_s=time.perf_counter() - started_s,
+        device=str(accelerator.device),
+    )
+    export.write_papers(folder, config.output.resolve().name, outcome)
+    # The same gate as before push and in the server: what we made must pass it.
+    gate(folder, base)
+
+
+def _check_task(config: TrainConfig, base: BaseModel) -> None:
+    if base.family.task == HUB_TASKS[config.task]:
+        if base.family.name not in TRAINABLE_FAMILIES:
+            raise InputError(
+                f"{base.id} is a {base.family.name} base, which hubctl serves but cannot train yet",
+                hint=f"choose a base of the kinds {', '.join(TRAINABLE_FAMILIES)}, e.g. emoji-64",
+            )
+        return
+    fitting = "segmentation" if base.family.task == "image-segmentation" else "text-to-image"
+    raise InputError(
+        f"{base.id} is a base for {base.family.task}, which cannot learn {config.task}",
+        hint=f"hubctl train {fitting} --base {config.base} ..., or name another base",
+    )
+
+
+def _read_data(config: TrainConfig) -> Data:
+    if config.task == "segmentation":
+        return read_masks(config.data, config.labels)
+    if config.task == "dreambooth":
+        return read_subject(config.data, config.class_data)
+    return read_captions(config.data)
+
+
+def _plan(config: TrainConfig, base: BaseModel) -> Plan:
+    return make_plan(
+        task=config.task,
+        native_px=native_px(base.path),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        resolution=config.resolution,
+        warmup_fraction=config.warmup_fraction,
+        rank=config.rank,
+        alpha=config.alpha,
+        sample_every=config.sample_every,
+    )
+
+
+def _open_task(setup: Setup, data: Data) -> Task:
+    if isinstance(data, MaskData):
+        from train.tasks.segmentation import Segmentation
+
+        return Segmentation(setup, data)
+    if isinstance(data, SubjectData):
+        from train.tasks.dreambooth import DreamBooth
+
+        return DreamBooth(setup, data)
+    from train.tasks.text_to_image import TextToImage
+
+    return TextToImage(setup, data)

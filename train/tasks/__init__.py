@@ -1,0 +1,1 @@
+"""One file per task: tensors from data, a loss, samples, and the weights file."""

@@ -1,0 +1,99 @@
+"""dreambooth: one subject, from a few images and one prompt that names it.
+
+With a class prompt, images of the class are trained along (prior preservation), so that the adapter
+learns the subject without making every member of its class look like it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from train.config import TrainConfig
+from train.dataset import SubjectData
+from train.tasks.diffusion import LOSS_NOTE, Diffusion, Latents
+from train.tasks.task import Evaluation, Setup
+
+
+class DreamBooth:
+    """All images share the instance prompt; class images, if any, share the class prompt."""
+
+    def __init__(self, setup: Setup, data: SubjectData) -> None:
+        config = setup.config
+        self.diffusion = Diffusion(setup)
+        self.module: nn.Module = self.diffusion.unet
+        self.images, self.held_out_images = len(data.images), 0
+        self._latents = self.diffusion.encode_images(data.images)
+        instance_prompt = config.instance_prompt or ""
+        self._text = self.diffusion.encode_prompts([instance_prompt])
+        self._prior_weight = config.prior_weight
+        self._class_latents: Latents | None = None
+        prompts = [instance_prompt]
+        if config.class_prompt:
+            class_images = self._class_images(config, config.class_prompt, data.class_images)
+            self._class_latents = self.diffusion.encode_images(class_images)
+            self._class_text = self.diffusion.encode_prompts([config.class_prompt])
+            prompts.append(config.class_prompt)
+        self.prompts: Sequence[str] = config.sample_prompts or tuple(prompts)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group: the adapter."""
+        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
+
+    def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+        """Mean denoising error of the subject, plus that of as many class images times its weight."""
+        size = len(indices)
+        latents = self._latents.draw(indices, generator)
+        text = self._text.expand(size, -1, -1)
+        if self._class_latents is None:
+            return self.diffusion.denoising_loss(module, latents, text, generator).mean()
+        chosen = torch.randint(0, len(self._class_latents), (size,), generator=generator)
+        class_latents = self._class_latents.draw(chosen.tolist(), generator)
+        errors = self.diffusion.denoising_loss(
+            module,
+            torch.cat([latents, class_latents]),
+            torch.cat([text, self._class_text.expand(size, -1, -1)]),
+            generator,
+        )
+        return errors[:size].mean() + self._prior_weight * errors[size:].mean()
+
+    def sample(self, step: int, folder: Path) -> Path:
+        """Redraw the grid of samples with one more column."""
+        return self.diffusion.sample(step, self.prompts, folder)
+
+    def evaluate(self) -> Evaluation:
+        """Denoising loss of base and adapter on the subject, and on its class (there: drift)."""
+        text = self._text.expand(self.images, -1, -1)
+        metrics = self.diffusion.compare(self._latents, text)
+        if self._class_latents is not None:
+            class_text = self._class_text.expand(len(self._class_latents), -1, -1)
+            on_class = self.diffusion.compare(self._class_latents, class_text)
+            metrics |= {f"class_{name}": value for name, value in on_class.items()}
+        return Evaluation(split="train", metrics=metrics, note=LOSS_NOTE)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as diffusers does."""
+        self.diffusion.save(folder)
+
+    def _class_images(
+        self, config: TrainConfig, prompt: str, given: Sequence[Path]
+    ) -> list[Path | Image.Image]:
+        """The user's class images, and as many drawn by the base as are missing.
+
+        Drawn ones are kept in the user's class folder, where there is one, for the next training.
+        """
+        missing = config.num_class_images - len(given)
+        if missing <= 0:
+            return list(given)
+        drawn = self.diffusion.draw([prompt] * missing, adapted=False, seed=config.seed)
+        if config.class_data is None:
+            return [*given, *drawn]
+        config.class_data.mkdir(parents=True, exist_ok=True)
+        for number, picture in enumerate(drawn, start=len(given) + 1):
+            picture.save(config.class_data / f"class-{config.seed}-{number:04}.png")
+        return [*given, *drawn]

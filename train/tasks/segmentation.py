@@ -1,0 +1,258 @@
+"""segmentation: a class for each pixel, learnt from images with masks.
+
+The base's attention takes LoRA, its head is trained whole; both lie in one adapter that peft loads.
+Shapes: B images, N classes, H x W pixels (the plan's resolution), h x w logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import get_peft_model
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForSemanticSegmentation
+
+from train.adapt import head_names, lora_config, resolve_targets, trained_in_float32
+from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
+from train.evaluate import confusion, labels_at
+from train.scores import best_mapping, mapped, scores
+from train.tasks.grid import chosen_looks, draw_grid
+from train.tasks.task import Evaluation, Setup
+
+SAMPLES = 4
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCALE, SHIFT, JITTER = 0.25, 0.125, 0.2
+"""Augmentation: zoom by up to a quarter, shift by an eighth of the width, contrast and light by a fifth."""
+
+_COLORS = np.array(
+    [(230, 75, 60), (255, 200, 40), (60, 120, 220), (70, 180, 90), (160, 80, 200), (40, 190, 190)]
+)
+
+
+class Segmentation:
+    """A transformers segmentation model with LoRA in its encoder and a head for the data's classes."""
+
+    def __init__(self, setup: Setup, data: MaskData) -> None:
+        self._setup, self._data = setup, data
+        self.prompts: Sequence[str] = ()
+        self.images, self.held_out_images = len(data.train), len(data.test)
+        # A new head starts at random; the seed makes it the same each time.
+        torch.manual_seed(setup.config.seed)
+        model: Any = AutoModelForSemanticSegmentation.from_pretrained(
+            setup.base.path,
+            id2label=dict(data.labels),
+            label2id={name: number for number, name in data.labels.items()},
+            # Only the last layer depends on the number of classes: the others keep what the base learnt.
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+        heads = head_names(model)
+        targets = resolve_targets(
+            model,
+            setup.config.targets,
+            default_targets=setup.base.family.default_targets,
+            heads=heads,
+        )
+        plan = setup.plan
+        config = lora_config(
+            rank=plan.rank, alpha=plan.alpha, targets=targets, heads=heads, seed=setup.config.seed
+        )
+        config.base_model_name_or_path = setup.base.id
+        config.revision = setup.base.commit
+        self.module: nn.Module = get_peft_model(model.to(setup.frozen_dtype), config)
+        self.module.to(setup.device)
+        trained_in_float32(self.module)
+        self._mean, self._std = normalisation(setup.base.path)
+        self._pictures = load_pictures([item.path for item in data.train], plan.resolution_px)
+        self._masks = torch.stack([self._load_mask(item.mask) for item in data.train])
+        self._columns: list[tuple[str, list[Image.Image]]] = []
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Adapter and head, each with its own factor on the rate."""
+        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
+
+    def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+        """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored.
+
+        Cross entropy alone gives a thin class, such as a border, little weight; overlap counts classes alike.
+        """
+        chosen = list(indices)
+        pictures, masks = augment(self._pictures[chosen], self._masks[chosen], generator)
+        logits = module(pixel_values=self._normalised(pictures)).logits
+        logits = functional.interpolate(
+            logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+        )
+        masks = masks.to(logits.device).long()
+        entropy = functional.cross_entropy(logits, masks, ignore_index=IGNORED)
+        return entropy + overlap_loss(logits, masks)
+
+    @torch.no_grad()
+    def sample(self, step: int, folder: Path) -> Path:
+        """Redraw the grid: picture, truth, and one column for each look at the adapter."""
+        items = self._judged()[:: max(1, len(self._judged()) // SAMPLES)][:SAMPLES]
+        pictures = [open_image(item.path) for item in items]
+        truth = [
+            overlay(picture, open_mask(item.mask)) for picture, item in zip(pictures, items, strict=True)
+        ]
+        logits = self._predict(self.module, [item.path for item in items])
+        drawn = [
+            overlay(picture, labels_at(scores, picture.size[::-1]).numpy().astype(np.uint8))
+            for picture, scores in zip(pictures, logits.float().cpu(), strict=True)
+        ]
+        self._columns.append((f"step {step}" if step else "new head", drawn))
+        looks = [self._columns[look] for look in chosen_looks(len(self._columns))]
+        columns = [("picture", pictures), ("truth", truth), *looks]
+        rows = [[column[row] for _, column in columns] for row in range(len(items))]
+        path = folder / "grid.png"
+        titles = [title for title, _ in columns]
+        draw_grid([item.path.stem for item in items], titles, rows).save(path)
+        return path
+
+    def evaluate(self) -> Evaluation:
+        """Adapter and base on the held-out images, or on the training images where none are held out."""
+        items, labels = self._judged(), self._data.labels
+        matrix = confusion(
+            lambda paths: self._predict(self.module, paths),
+            items,
+            true_classes=len(labels),
+            predicted_classes=len(labels),
+        )
+        adapter = scores(matrix)
+        base_model: Any = AutoModelForSemanticSegmentation.from_pretrained(
+            self._setup.base.path, dtype=torch.float32
+        )
+        base_model.to(self._setup.device)
+        base_matrix = confusion(
+            lambda paths: self._predict(base_model, paths),
+            items,
+            true_classes=len(labels),
+            predicted_classes=base_model.config.num_labels,
+        )
+        mapping = best_mapping(base_matrix)
+        base = scores(mapped(base_matrix, mapping))
+        metrics = {
+            "miou": adapter.mean_iou,
+            "pixel_accuracy": adapter.pixel_accuracy,
+            **_named("iou", labels, adapter.iou),
+            "base_miou": base.mean_iou,
+            "base_pixel_accuracy": base.pixel_accuracy,
+            **_named("base_iou", labels, base.iou),
+        }
+        named = ", ".join(
+            f"{base_model.config.id2label[number]} as {labels[true]}"
+            for number, true in enumerate(mapping[:8])
+        )
+        return Evaluation(
+            split="test" if self._data.test else "train",
+            # A class that occurs nowhere has no figure, and JSON has no NaN.
+            metrics={name: value for name, value in metrics.items() if value == value},
+            note=f"The base is judged under the fixed mapping that suits it best: {named}.",
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""
+        module: Any = self.module
+        # "auto" would ask the Hub about the base's vocabulary; there is none.
+        module.save_pretrained(folder, save_embedding_layers=False)
+        config = folder / "adapter_config.json"
+        settings = json.loads(config.read_text(encoding="utf-8"))
+        # peft keeps the targets in a set, whose order differs from run to run.
+        settings["target_modules"] = sorted(settings["target_modules"])
+        config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _judged(self) -> tuple[MaskedImage, ...]:
+        return self._data.test or self._data.train
+
+    @torch.no_grad()
+    def _predict(self, model: Any, paths: Sequence[Path]) -> torch.Tensor:
+        model.eval()
+        pictures = load_pictures(paths, self._setup.plan.resolution_px)
+        logits: torch.Tensor = model(pixel_values=self._normalised(pictures)).logits
+        return logits
+
+    def _load_mask(self, path: Path) -> torch.Tensor:
+        side = (self._setup.plan.resolution_px,) * 2
+        mask = Image.fromarray(open_mask(path)).resize(side, Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(mask))
+
+    def _normalised(self, pictures: torch.Tensor) -> torch.Tensor:
+        dtype = self._setup.frozen_dtype
+        return ((pictures - self._mean) / self._std).to(self._setup.device, dtype)
+
+
+def overlap_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """One minus the mean Dice overlap of the classes; logits [B, N, H, W], masks [B, H, W]."""
+    counted = (masks != IGNORED)[:, None]
+    found = logits.softmax(dim=1) * counted
+    classes = logits.shape[1]
+    truth = functional.one_hot(masks.clamp(max=classes - 1), classes).permute(0, 3, 1, 2) * counted
+    both = (found * truth).sum(dim=(0, 2, 3))
+    either = (found + truth).sum(dim=(0, 2, 3))
+    # A class that is nowhere in the batch has nothing to overlap with.
+    present = truth.sum(dim=(0, 2, 3)) > 0
+    return 1 - ((2 * both + 1) / (either + 1))[present].mean()
+
+
+def load_pictures(paths: Sequence[Path], side_px: int) -> torch.Tensor:
+    """Pictures as [B, 3, H, W] in 0..1; each is squeezed whole into the square, as processors do."""
+    side = (side_px, side_px)
+    arrays = [np.asarray(open_image(path).resize(side, Image.Resampling.BILINEAR)) for path in paths]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+def augment(
+    pictures: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip, zoom, shift and relight each picture at random; its mask follows.
+
+    Pictures [B, 3, H, W] in 0..1, masks [B, H, W]; what comes in from outside the picture is ignored.
+    """
+    size = len(pictures)
+
+    def between(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(size, *shape, generator=generator)
+
+    zoom = between(1 - SCALE, 1 + SCALE)
+    flip = torch.where(between(0, 1) < 0.5, -1.0, 1.0)
+    theta = torch.zeros(size, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = zoom * flip, zoom
+    theta[:, :, 2] = between(-SHIFT, SHIFT, 2) * 2
+    grid = functional.affine_grid(theta, list(pictures.shape), align_corners=False)
+    light, contrast = between(1 - JITTER, 1 + JITTER, 1, 1, 1), between(1 - JITTER, 1 + JITTER, 1, 1, 1)
+    middle = pictures.mean(dim=(1, 2, 3), keepdim=True)
+    moved = functional.grid_sample(
+        ((pictures - middle) * contrast + middle * light).clamp(0, 1), grid, align_corners=False
+    )
+    # Class numbers go up by one, so that the zeros which grid_sample puts outside mean "nothing here".
+    shifted = functional.grid_sample(masks[:, None].float() + 1, grid, mode="nearest", align_corners=False)[
+        :, 0
+    ]
+    return moved, torch.where(shifted == 0, IGNORED, shifted - 1).to(masks.dtype)
+
+
+def overlay(picture: Image.Image, mask: np.ndarray[Any, np.dtype[np.uint8]]) -> Image.Image:
+    """The picture, half covered by the colour of each pixel's class."""
+    colors = _COLORS[mask % len(_COLORS)]
+    colors[mask == IGNORED] = 0
+    mixed = (np.asarray(picture.convert("RGB"), dtype=np.float32) + colors) / 2
+    return Image.fromarray(mixed.astype(np.uint8))
+
+
+def _named(name: str, labels: dict[int, str], values: Sequence[float]) -> dict[str, float]:
+    return {f"{name}_{labels[number].replace(' ', '_')}": value for number, value in enumerate(values)}
+
+
+def normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel, [3, 1, 1], as the base's own image processor has them."""
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    mean = torch.tensor(config.get("image_mean") or IMAGENET_MEAN)
+    std = torch.tensor(config.get("image_std") or IMAGENET_STD)
+    return mean[:, None, None], std[:, None, None]

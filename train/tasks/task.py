@@ -1,0 +1,65 @@
+"""What the loop needs from a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from hubctl.base_models import BaseModel
+from train.config import TrainConfig
+from train.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setup:
+    """What every task is built from."""
+
+    config: TrainConfig
+    plan: Plan
+    base: BaseModel
+    device: torch.device
+    frozen_dtype: torch.dtype
+    """Precision of the frozen base; the adapter is float32 in any case."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Figures of the adapter and of its base."""
+
+    split: Literal["train", "test"]
+    """The images it was judged on."""
+    metrics: dict[str, float]
+    note: str = ""
+    """How to read the figures, for the card."""
+
+
+class Task(Protocol):
+    """One kind of training: data in tensors, a loss, a look at the result, a file."""
+
+    module: nn.Module
+    """The adapted base; the loop trains its parameters that require a gradient."""
+    images: int
+    """How many training images there are."""
+    held_out_images: int
+    prompts: Sequence[str]
+    """What the samples show; empty when no prompt makes them."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; `rate` is a factor on the plan's learning rate."""
+
+    def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+        """Mean loss (a scalar) over the training images `indices`; `module` as the loop wrapped it."""
+
+    def sample(self, step: int, folder: Path) -> Path:
+        """Draw the adapter as it is now into a picture in `folder`; return its path."""
+
+    def evaluate(self) -> Evaluation:
+        """Measure the adapter against its base."""
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as diffusers or peft do, with everything needed to load them unaided."""

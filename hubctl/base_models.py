@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from hubctl.errors import InputError, NotFoundError
 from hubctl.families import Family, detect_family
@@ -30,11 +30,8 @@ class BaseModel:
     """Over the folder's weights and configuration; see `folder_sha256`."""
 
 
-class BaseSource(Protocol):
-    """Whoever can fetch a base from a hub."""
-
-    def download_base(self, ref: AdapterRef) -> tuple[Path, str]:
-        """The base's local folder and its commit."""
+FetchBase = Callable[[AdapterRef], tuple[Path, str]]
+"""Brings a base from a hub: its local folder and its commit."""
 
 
 def embedded_bases() -> dict[str, Path]:
@@ -49,8 +46,8 @@ def embedded_path(ref: str) -> Path | None:
     return embedded_bases().get(ref) if not slash else embedded_bases().get(name) if owner == OWNER else None
 
 
-def locate_base(ref: str, *, hub: BaseSource | None = None) -> BaseModel:
-    """Find the base `ref`: an embedded name, a folder, or `owner/name[@revision]` on `hub`.
+def locate_base(ref: str, *, fetch: FetchBase | None = None) -> BaseModel:
+    """Find the base `ref`: an embedded name, a folder, or `owner/name[@revision]`, which `fetch` brings.
 
     Raises:
         NotFoundError: nothing answers to that name.
@@ -66,9 +63,9 @@ def locate_base(ref: str, *, hub: BaseSource | None = None) -> BaseModel:
         parsed = AdapterRef.parse(ref)
     except InputError:
         raise NotFoundError(f"no base model '{ref}'", hint=hint) from None
-    if hub is None:
+    if fetch is None:
         raise NotFoundError(f"no base model '{ref}'", hint=hint)
-    path, commit = hub.download_base(parsed)
+    path, commit = fetch(parsed)
     return _described(parsed.repo_id, path, commit)
 
 

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ class EngineReplica:
 
     def __init__(self, base: BaseConfig, remote: str | None) -> None:
         # Heavy, and not needed by the processes that only deploy this class.
-        from hubctl.hub.pull import pull
+        from hubctl.hub.pull import pull, pull_base
         from hubctl.hub.remotes import connect
         from serve.engine.engine import open_engine
 
@@ -57,7 +58,7 @@ class EngineReplica:
         def fetch(pinned: PinnedRef) -> Path:
             return pull(hub, pinned, cache=cache).path
 
-        self._engine = open_engine(locate_base(base.ref, hub=hub), base.engine, fetch)
+        self._engine = open_engine(locate_base(base.ref, fetch=partial(pull_base, hub)), base.engine, fetch)
         self._threads = ThreadPoolExecutor(base.max_ongoing_requests, thread_name_prefix="request")
 
     async def generate(self, request: ImageRequest) -> ImageResult:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hubctl.base_models import embedded_path, locate_base
 from hubctl.errors import ConflictError, InputError
+from hubctl.hub.pull import pull_base
 from hubctl.hub.remotes import connect
 from serve.config import ServeConfig
 
@@ -32,7 +34,7 @@ def _located(config: ServeConfig) -> ServeConfig:
     hub = connect(config.remote)
     bases = []
     for base in config.bases:
-        locate_base(base.ref, hub=hub)
+        locate_base(base.ref, fetch=partial(pull_base, hub))
         if embedded_path(base.ref) is None and Path(base.ref).is_dir():
             # Replicas have a working directory of their own; cards may name the folder as the trainer saw it.
             aliases = (*base.aliases, base.ref)

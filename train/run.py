@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
-from hubctl.base_models import BaseModel, BaseSource, locate_base
+from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.errors import InputError
 from train.base_size import native_px
 from train.config import TrainConfig
@@ -43,15 +43,15 @@ HUB_TASKS = {
 TRAINABLE_FAMILIES = ("sd1", "sd2", "segformer")
 
 
-def train(config: TrainConfig, *, hub: BaseSource | None = None) -> Generator[Event, None, None]:
-    """Train one adapter; `hub` is asked for bases that are neither embedded nor a folder.
+def train(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Generator[Event, None, None]:
+    """Train one adapter; `fetch_base` brings bases that are neither embedded nor a folder.
 
     Closing the iterator early stops the training and leaves nothing behind.
 
     Raises:
         HubctlError: of the class that fits the fault: the base, the data, the output folder.
     """
-    base = locate_base(config.base, hub=hub)
+    base = locate_base(config.base, fetch=fetch_base)
     _check_task(config, base)
     data = _read_data(config)
     plan = _plan(config, base)

@@ -6,6 +6,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +15,7 @@ import click
 from hubctl.cli.output import Output, human_bytes, json_option
 
 if TYPE_CHECKING:
-    from hubctl.base_models import BaseSource
+    from hubctl.base_models import FetchBase
     from train.events import Event, Started
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -138,22 +139,23 @@ def _run(out: Output, *, base: str, targets: str, **settings: Any) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = tuple(name.strip() for name in targets.split(","))
     config = TrainConfig(base=base, targets=names, **settings)
-    with closing(run_training(config, hub=_hub_for(base))) as events:
+    with closing(run_training(config, fetch_base=_fetch_for(base))) as events:
         if out.json:
             _report_json(out, events)
         else:
             _report(out, events)
 
 
-def _hub_for(base: str) -> BaseSource | None:
+def _fetch_for(base: str) -> FetchBase | None:
     """A hub only for a base that needs one: an embedded base trains without a network."""
     from hubctl.base_models import embedded_path
 
     if embedded_path(base) is not None or Path(base).is_dir() or "/" not in base:
         return None
+    from hubctl.hub.pull import pull_base
     from hubctl.hub.remotes import connect
 
-    return connect()
+    return partial(pull_base, connect())
 
 
 def _report_json(out: Output, events: Iterator[Event]) -> None:

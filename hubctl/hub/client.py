@@ -58,8 +58,6 @@ class Hub:
     endpoint: str
     token: str | None = field(repr=False)
     name: str
-    cache: Path | None = field(default=None, kw_only=True)
-    """Where `download_base` keeps bases; HUBCTL_CACHE when None."""
 
     def whoami(self) -> str:
         """The name that the token belongs to.
@@ -281,12 +279,6 @@ class Hub:
             for name, t in found.tensors.items()
         }
         return tensors, dict(found.metadata or {})
-
-    def download_base(self, ref: AdapterRef) -> tuple[Path, str]:
-        """A base model's folder in the cache, and its commit."""
-        from hubctl.hub.pull import pull_base
-
-        return pull_base(self, ref)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.endpoint})"

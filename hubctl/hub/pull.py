@@ -93,7 +93,7 @@ def pull_base(
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, str]:
     """Bring a base model into the cache; its folder and commit."""
-    cache = cache or hub.cache or environment().cache
+    cache = cache or environment().cache
     info = hub.repo_info(ref)
     folder = commit_folder(cache / "bases", info.repo_id, info.commit)
     with _locked(folder):

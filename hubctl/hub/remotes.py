@@ -204,7 +204,7 @@ def connect(remote: str | None = None, *, env: Environment | None = None, token:
         token = _read_tokens(env.home).get(chosen.url)
     if token is None and chosen.url == HF_URL:
         token = hf_login()
-    return Hub(chosen.url, token, chosen.name, cache=env.cache)
+    return Hub(chosen.url, token, chosen.name)
 
 
 def _read_remotes(home: Path) -> _RemotesFile:

@@ -26,7 +26,7 @@ class Shelf:
     def __init__(self, path: Path) -> None:
         self.path, self.asked = path, [AdapterRef("nobody/nothing")]
 
-    def download_base(self, ref: AdapterRef) -> tuple[Path, str]:
+    def fetch(self, ref: AdapterRef) -> tuple[Path, str]:
         self.asked.append(ref)
         return self.path, "c" * 40
 
@@ -40,7 +40,7 @@ def test_a_folder(base: Path) -> None:
 
 def test_a_repository(base: Path) -> None:
     shelf = Shelf(base)
-    found = locate_base("alice/base@v1", hub=shelf)
+    found = locate_base("alice/base@v1", fetch=shelf.fetch)
     assert (found.id, found.commit) == ("alice/base", "c" * 40)
     assert shelf.asked[-1] == AdapterRef("alice/base", "v1")
 

@@ -39,7 +39,7 @@ def user(registry: RegistryServer) -> str:
 
 @pytest.fixture
 def hub(registry: RegistryServer, user: str, tmp_path: Path) -> Hub:
-    return Hub(registry.endpoint, registry.token(user), "local", cache=tmp_path / "cache")
+    return Hub(registry.endpoint, registry.token(user), "local")
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_what_is_pushed_is_what_is_pulled(hub: Hub, base: str, user: str, tmp_pa
 
 
 def test_the_base_is_pulled_whole(hub: Hub, base: str, tmp_path: Path) -> None:
-    path, commit = pull_base(hub, AdapterRef.parse(base))
+    path, commit = pull_base(hub, AdapterRef.parse(base), cache=tmp_path / "cache")
     assert contents(path) == contents(tmp_path / "base")
     assert path == tmp_path / "cache/bases" / base / commit
-    assert hub.download_base(AdapterRef.parse(base)) == (path, commit)
+    assert pull_base(hub, AdapterRef.parse(base), cache=tmp_path / "cache") == (path, commit)
 
 
 def test_pushing_the_same_again_makes_no_commit(hub: Hub, base: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -386,20 +385,16 @@ def ask_token(name: str, from_stdin: bool, remote: str | None, url: str | None =
 
     Raises:
         AccessError: the registry refuses it.
-        InputError: there is no terminal to ask on, or what came is no token.
+        InputError: nothing came, or what came is no token.
     """
     from hubctl.errors import InputError
     from hubctl.hub.client import Hub
     from hubctl.hub.remotes import clean_token, connect
 
-    if from_stdin:
-        text = sys.stdin.read()
-    elif sys.stdin.isatty():
+    if sys.stdin.isatty() and not from_stdin:
         text = click.prompt(f"Token for {name}", hide_input=True, err=True)
-    else:
-        raise InputError(
-            "no terminal to ask for the token on", hint="add --token-stdin, and give it on stdin"
-        )
+    elif not (text := sys.stdin.read()).strip():
+        raise InputError("there is no token on standard input", hint="hubctl login --token-stdin < token.txt")
     token = clean_token(text)
     hub = Hub(url, token, name) if url else connect(remote, token=token)
     return token, hub.whoami()
@@ -435,4 +430,5 @@ def _layout_rows(layout: AdapterLayout) -> list[dict[str, Any]]:
     return rows
 
 
-_shape: Callable[[tuple[int, ...]], str] = lambda shape: "x".join(map(str, shape))  # noqa: E731
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

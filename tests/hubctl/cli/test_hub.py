@@ -106,7 +106,7 @@ def test_check_lists_what_does_not_fit(session: Session, tmp_path: Path) -> None
 def test_login_and_whoami(session: Session, registry: RegistryServer, home: Path) -> None:
     assert run_cli("whoami", "-q").out == f"{session.user}\n"
     bob = registry.token("bob-the-second")
-    assert run_cli("login", "--token-stdin", stdin=bob).code == 0
+    assert run_cli("login", stdin=bob).code == 0, "a pipe needs no flag"
     assert run_cli("whoami", "--json").json()["user"] == "bob-the-second"
     wrong = run_cli("login", "--token-stdin", stdin="hubctl_wrong-wrong-wrong")
     assert wrong.code == 4

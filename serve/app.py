@@ -29,7 +29,7 @@ from hubctl.errors import HubctlError, OverloadedError, UnavailableError
 from hubctl.refs import PinnedRef
 from hubctl.settings import environment, export_defaults
 from serve.api import create_app
-from serve.config import BaseConfig, ServeConfig, config_from_args, share_gpus
+from serve.config import BaseConfig, ServeConfig, config_from_args, share_cpus, share_gpus
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 
 R = TypeVar("R")
@@ -42,6 +42,10 @@ INGRESS_ONGOING = 1024
 """Requests that one ingress process holds open; almost all of them wait for an engine."""
 OBJECT_STORE_BYTES = 256 << 20
 """Ray's store for results on their way from engine to ingress. Its own default is a third of the memory."""
+
+ENGINE_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that wait for each other sleep. Spinning, the default, costs three times the time on a CPU as soon
+as another process wants a core, and engines share a machine with each other."""
 
 
 class EngineReplica:
@@ -172,7 +176,11 @@ def _engine_deployment(base: BaseConfig, config: ServeConfig) -> ray_serve.Appli
         max_constructor_retry_count=3,
         # A replica that is scaled away finishes what it has begun.
         graceful_shutdown_timeout_s=config.limits.timeout_s,
-        ray_actor_options={"num_cpus": base.num_cpus, "num_gpus": base.num_gpus or 0},
+        ray_actor_options={
+            "num_cpus": 1.0 if base.num_cpus is None else base.num_cpus,
+            "num_gpus": base.num_gpus or 0,
+            "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
+        },
         **scaling,
     )
     return deployment.bind(base, config.remote)
@@ -190,6 +198,8 @@ def run(config: ServeConfig, *, ready: Callable[[str], None]) -> None:
     serving = False
     _stop_on_signals()
     try:
+        if local:
+            config = share_cpus(config, os.cpu_count() or 1)
         _start_ray(config)
         _stop_on_signals()
         if local:
@@ -226,8 +236,8 @@ def _start_ray(config: ServeConfig) -> None:
             ) from error
         return
     # Ray's own ports listen on every interface; a local Ray turns token authentication on by itself.
-    # Logical CPUs only decide what Ray starts: the replicas that must run are to fit on any machine.
-    needed = math.ceil(sum(base.min_replicas * base.num_cpus for base in config.bases))
+    # Logical CPUs only decide what Ray starts: the replicas are to fit on any machine.
+    needed = math.ceil(sum(base.max_replicas * (base.num_cpus or 0) for base in config.bases))
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, needed),

@@ -37,8 +37,9 @@ class BaseConfig:
     that the adapters of the next ones load early."""
     max_queued_requests: int = 256
     """Requests that may wait in the ingress; further ones are told to come back later (429)."""
-    num_cpus: float = 1.0
-    """What Ray reserves for each replica."""
+    num_cpus: float | None = None
+    """What Ray reserves for each replica, and so its threads; by default all of the machine's, shared with
+    the base's other replicas, and in a cluster one."""
     num_gpus: float | None = None
     """What Ray reserves for each replica; by default an equal share of the machine's, in a cluster none."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -61,7 +62,7 @@ class BaseConfig:
                 param="max_replicas",
             )
         _positive(self, where, "target_ongoing_requests", "max_ongoing_requests", "max_queued_requests")
-        if self.num_cpus < 0 or (self.num_gpus is not None and self.num_gpus < 0):
+        if (self.num_cpus or 0) < 0 or (self.num_gpus or 0) < 0:
             raise InputError(f"{where}: num_cpus and num_gpus cannot be negative", param="num_gpus")
 
 
@@ -163,6 +164,22 @@ def share_gpus(config: ServeConfig, gpus: float) -> ServeConfig:
     )  # rounding up would leave one replica without
     bases = tuple(replace(base, num_gpus=share) if base.num_gpus is None else base for base in config.bases)
     return replace(config, bases=bases)
+
+
+def share_cpus(config: ServeConfig, cpus: int) -> ServeConfig:
+    """Let the replicas of each base that does not say how many CPUs it wants share all of `cpus`.
+
+    Bases are not set against each other: they are rarely all at work, and their threads sleep when idle.
+    """
+    return replace(
+        config,
+        bases=tuple(
+            replace(base, num_cpus=max(1.0, float(cpus // base.max_replicas)))
+            if base.num_cpus is None
+            else base
+            for base in config.bases
+        ),
+    )
 
 
 def _told(config: DataclassInstance) -> dict[str, Any]:

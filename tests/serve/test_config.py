@@ -14,6 +14,7 @@ from serve.config import (
     config_from_args,
     config_to_args,
     load_config,
+    share_cpus,
     share_gpus,
 )
 from serve.engine.config import EngineConfig
@@ -108,3 +109,16 @@ def test_more_gpus_than_there_are_is_said_at_once() -> None:
     config = ServeConfig(bases=(BaseConfig(ref="a", num_gpus=0.25), BaseConfig(ref="b")))
     with pytest.raises(InputError, match=r"ask for 0.25 GPUs, this machine has 0"):
         share_gpus(config, 0)
+
+
+@pytest.mark.parametrize(
+    ("max_replicas", "num_cpus", "expected"),
+    [(1, None, 8), (2, None, 4), (16, None, 1), (2, 0.5, 0.5), (1, 0.0, 0.0)],
+)
+def test_replicas_of_a_base_share_the_cpus(
+    max_replicas: int, num_cpus: float | None, expected: float
+) -> None:
+    base = BaseConfig(ref="emoji-64", max_replicas=max_replicas, num_cpus=num_cpus)
+    other = BaseConfig(ref="emoji-64-seg")
+    shared = share_cpus(ServeConfig(bases=(base, other)), 8)
+    assert [base.num_cpus for base in shared.bases] == [expected, 8]

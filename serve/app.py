@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from hubctl.base_models import locate_base
 from hubctl.errors import HubctlError, OverloadedError, UnavailableError
 from hubctl.refs import PinnedRef
-from hubctl.settings import environment, export_defaults
+from hubctl.settings import CPU_THREADS, environment, export_defaults
 from serve.api import create_app
 from serve.config import BaseConfig, ServeConfig, config_from_args, share_cpus, share_gpus
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
@@ -42,10 +42,6 @@ INGRESS_ONGOING = 1024
 """Requests that one ingress process holds open; almost all of them wait for an engine."""
 OBJECT_STORE_BYTES = 256 << 20
 """Ray's store for results on their way from engine to ingress. Its own default is a third of the memory."""
-
-ENGINE_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for each other sleep. Spinning, the default, costs three times the time on a CPU as soon
-as another process wants a core, and engines share a machine with each other."""
 
 
 class EngineReplica:
@@ -179,7 +175,7 @@ def _engine_deployment(base: BaseConfig, config: ServeConfig) -> ray_serve.Appli
         ray_actor_options={
             "num_cpus": 1.0 if base.num_cpus is None else base.num_cpus,
             "num_gpus": base.num_gpus or 0,
-            "runtime_env": {"env_vars": ENGINE_ENVIRONMENT},
+            "runtime_env": {"env_vars": CPU_THREADS},
         },
         **scaling,
     )

@@ -15,7 +15,7 @@ from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
 from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.errors import InputError
-from hubctl.settings import export_defaults
+from hubctl.settings import CPU_THREADS, export_defaults
 from train.base_size import native_px
 from train.config import TrainConfig
 from train.dataset import (
@@ -66,10 +66,8 @@ def _train_into(
     folder: Path, config: TrainConfig, plan: Plan, base: BaseModel, data: Data
 ) -> Iterator[Event]:
     yield Preparing(stage="loading torch")
-    # Before torch is there, which reads it once: threads that wait for each other sleep. Spinning, the
-    # default, makes a step on a CPU several times slower as soon as another program wants a core.
-    export_defaults(OMP_WAIT_POLICY="PASSIVE")
-    # Only now: torch and its friends take seconds to import.
+    export_defaults(**CPU_THREADS)
+    # Only now: torch and its friends take seconds to import, and read the environment once.
     from train import export, loop
     from train.devices import open_accelerator
     from train.tasks.task import Setup

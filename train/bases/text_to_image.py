@@ -1,0 +1,159 @@
+"""Trains emoji-64's text encoder and UNet together, in the autoencoder's latent space.
+
+Shapes: latents [B, 8, 16, 16]; text states [B, 24, 192]; predictions are velocities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from transformers import CLIPTokenizer
+
+from train.bases.captions import captions, draw_caption, train_tokenizer
+from train.bases.emoji import VENDORS, Emoji, load_emoji
+from train.bases.latents import Latents, encode_pictures, load_vae
+from train.bases.pipeline import build_scheduler, build_text_encoder, build_unet
+from train.bases.resume import load_checkpoint, rate_at, save_checkpoint, set_rate
+
+CAPTION_DROPOUT = 0.1
+LOW_NOISE_CAP = 5.0
+EMA_DECAY = 0.998
+REPORT_EVERY = 100
+
+
+def draw_weight(emoji: Emoji) -> float:
+    """How often an emoji is drawn: people and clock faces less, since so many of them are near-alike."""
+    if emoji.held_out:
+        return 0.0
+    return 0.3 if emoji.group == "people-body" or emoji.subgroup == "time" else 1.0
+
+
+class TextToImage(torch.nn.Module):
+    """The two parts that learn, under one optimiser and one average."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, latent_channels: int) -> None:
+        """Builds both parts untrained."""
+        super().__init__()
+        self.text_encoder = build_text_encoder(tokenizer)
+        self.unet = build_unet(latent_channels)
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Predicts the velocity [B, 8, 16, 16] at timesteps [B] for tokens [B, 24]."""
+        states = self.text_encoder(tokens).last_hidden_state
+        velocity: torch.Tensor = self.unet(noisy, t, states).sample
+        return velocity
+
+
+class Draws:
+    """Training batches: pictures by weight, captions by chance."""
+
+    def __init__(self, emoji: list[Emoji], latents: Latents, tokenizer: CLIPTokenizer) -> None:
+        """Leaves the held-out emoji out of the draw."""
+        self.rows = [(e, style) for style in VENDORS for e in emoji]
+        self.latents = latents
+        self.weights = torch.tensor([draw_weight(e) for e in emoji] * len(VENDORS))
+        texts = ["", *(text for e, style in self.rows for text in captions(e, style))]
+        rows = tokenizer(texts, padding="max_length", truncation=True).input_ids
+        self.tokens = dict(zip(texts, torch.tensor(rows), strict=True))
+
+    def batch(self, size: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draws scaled latents [B, 8, 16, 16] and tokens [B, 24]."""
+        picked = torch.multinomial(self.weights, size, replacement=False)
+        drawn = [self.rows[i] for i in picked.tolist()]
+        texts = ["" if rng.random() < CAPTION_DROPOUT else draw_caption(e, style, rng) for e, style in drawn]
+        return self.latents.draw(picked), torch.stack([self.tokens[text] for text in texts])
+
+
+def velocity_loss(
+    model: TextToImage, latents: torch.Tensor, tokens: torch.Tensor, alphas: torch.Tensor
+) -> torch.Tensor:
+    """Weighted squared error of the velocity, timesteps spread evenly over the batch."""
+    size, device = len(latents), latents.device
+    t = ((torch.arange(size) + torch.rand(size)) / size * len(alphas)).long()
+    signal = alphas[t].view(-1, 1, 1, 1).to(device)
+    noise = torch.randn_like(latents)
+    noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
+    target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
+    with torch.autocast(device.type, torch.bfloat16):
+        predicted = model(noisy, t.to(device), tokens)
+    # 1 / (1 - signal) is SNR + 1, the weight this loss gives to the picture itself.
+    weight = (LOW_NOISE_CAP * (1 - signal)).clamp(max=1.0)
+    return (weight * (predicted.float() - target).square()).mean()
+
+
+@torch.no_grad()
+def follow(average: TextToImage, model: TextToImage, step: int) -> None:
+    """Moves the running average towards the model; quicker while training is young."""
+    decay = min(EMA_DECAY, (10 + step) / (100 + step))
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains until the planned minutes are spent, saving now and then and at the end."""
+    device = torch.device(args.device)
+    emoji = load_emoji(args.data)
+    tokenizer = train_tokenizer(emoji)
+    vae = load_vae(args.vae)
+    draws = Draws(emoji, encode_pictures(vae, args.data, emoji), tokenizer)
+    model = TextToImage(tokenizer, vae.config.latent_channels).to(device)
+    average = TextToImage(tokenizer, vae.config.latent_channels).to(device).requires_grad_(False)
+    if device.type == "cpu":
+        # The backward pass of fused attention is slow there: it took a fifth of a step.
+        model.unet.set_attn_processor(AttnProcessor())
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    state = load_checkpoint(args.out) or {"step": 0, "spent_s": 0.0, "losses": []}
+    if "model" in state:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    step, spent_s, losses = state["step"], state["spent_s"], state["losses"]
+    rng = random.Random(step)
+    torch.manual_seed(step)
+    alphas = build_scheduler().alphas_cumprod
+    began, saved_s, planned_s, recent = time.monotonic() - spent_s, spent_s, args.minutes * 60, []
+    while spent_s < planned_s:
+        set_rate(optimizer, rate_at(spent_s / planned_s, peak=args.rate))
+        latents, tokens = draws.batch(args.batch, rng)
+        loss = velocity_loss(model, latents.to(device), tokens.to(device), alphas)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step, spent_s = step + 1, time.monotonic() - began
+        follow(average, model, step)
+        recent.append(loss.item())
+        if len(recent) == REPORT_EVERY:
+            losses.append((step, round(sum(recent) / len(recent), 4)))
+            print(f"step {step} {spent_s:.0f} s loss {losses[-1][1]}", flush=True)
+            recent = []
+        if spent_s - saved_s > args.save_every_s or spent_s >= planned_s:
+            saved_s = spent_s
+            parts = {"model": model.state_dict(), "average": average.state_dict()}
+            parts |= {"optimizer": optimizer.state_dict(), "losses": losses}
+            save_checkpoint(args.out, {**parts, "step": step, "spent_s": spent_s})
+
+
+def main() -> None:
+    """Reads the arguments and trains."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True, help="autoencoder checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint file")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--save-every-s", type=float, default=180)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor
@@ -19,6 +19,7 @@ from train.bases.emoji import VENDORS, Emoji, load_emoji
 from train.bases.latents import Latents, encode_pictures, load_vae
 from train.bases.pipeline import build_scheduler, build_text_encoder, build_unet
 from train.bases.resume import load_checkpoint, rate_at, save_checkpoint, set_rate
+from train.bases.workers import Clock, run_workers
 
 CAPTION_DROPOUT = 0.1
 LOW_NOISE_CAP = 5.0
@@ -86,59 +87,83 @@ def velocity_loss(
     return (weight * (predicted.float() - target).square()).mean()
 
 
+def learn(
+    rank: int,
+    clock: Clock,
+    model: TextToImage,
+    average: TextToImage,
+    draws: Draws,
+    args: argparse.Namespace,
+) -> None:
+    """One worker's steps; the first worker also averages, reports and saves."""
+    rng = random.Random(clock.steps.value + 1_000_003 * rank)
+    torch.manual_seed(rng.randrange(2**31))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    state = load_checkpoint(args.out) or {"losses": []}
+    if "optimizer" in state:
+        optimizer.load_state_dict(state["optimizer"])
+    alphas = build_scheduler().alphas_cumprod
+    losses, recent = state["losses"], []
+    saved_s, followed = clock.spent_s, clock.steps.value
+    for step in clock.ticks():
+        set_rate(optimizer, rate_at(clock.progress, peak=args.rate))
+        latents, tokens = draws.batch(args.batch, rng)
+        loss = velocity_loss(model, latents.to(args.device), tokens.to(args.device), alphas)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if rank:
+            continue
+        follow(average, model, step, step - followed)
+        followed = step
+        if len(recent) == REPORT_EVERY:
+            losses.append((step, round(sum(recent) / len(recent), 4)))
+            print(f"step {step} {clock.spent_s:.0f} s loss {losses[-1][1]}", flush=True)
+            recent = []
+        if clock.spent_s - saved_s > args.save_every_s or clock.progress == 1:
+            saved_s = clock.spent_s
+            parts: dict[str, Any] = {"model": model.state_dict(), "average": average.state_dict()}
+            parts |= {"optimizer": optimizer.state_dict(), "losses": losses}
+            save_checkpoint(args.out, {**parts, "step": step, "spent_s": saved_s})
+
+
 @torch.no_grad()
-def follow(average: TextToImage, model: TextToImage, step: int) -> None:
-    """Moves the running average towards the model; quicker while training is young."""
-    decay = min(EMA_DECAY, (10 + step) / (100 + step))
+def follow(average: TextToImage, model: TextToImage, step: int, passed: int) -> None:
+    """Moves the running average towards the model, `passed` steps on; quicker while training is young."""
+    decay = min(EMA_DECAY, (10 + step) / (100 + step)) ** passed
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
 def train(args: argparse.Namespace) -> None:
     """Trains until the planned minutes are spent, saving now and then and at the end."""
-    device = torch.device(args.device)
     emoji = load_emoji(args.data)
     tokenizer = train_tokenizer(emoji)
     vae = load_vae(args.vae)
     draws = Draws(emoji, encode_pictures(vae, args.data, emoji), tokenizer)
-    model = TextToImage(tokenizer, vae.config.latent_channels).to(device)
-    average = TextToImage(tokenizer, vae.config.latent_channels).to(device).requires_grad_(False)
-    if device.type == "cpu":
+    model = TextToImage(tokenizer, vae.config.latent_channels).to(args.device)
+    average = TextToImage(tokenizer, vae.config.latent_channels).to(args.device).requires_grad_(False)
+    if args.device == "cpu":
         # The backward pass of fused attention is slow there: it took a fifth of a step.
         model.unet.set_attn_processor(AttnProcessor())
-    average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
-    state = load_checkpoint(args.out) or {"step": 0, "spent_s": 0.0, "losses": []}
+    state = load_checkpoint(args.out) or {"step": 0, "spent_s": 0.0}
     if "model" in state:
         model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-    step, spent_s, losses = state["step"], state["spent_s"], state["losses"]
-    rng = random.Random(step)
-    torch.manual_seed(step)
-    alphas = build_scheduler().alphas_cumprod
-    began, saved_s, planned_s, recent = time.monotonic() - spent_s, spent_s, args.minutes * 60, []
-    while spent_s < planned_s:
-        set_rate(optimizer, rate_at(spent_s / planned_s, peak=args.rate))
-        latents, tokens = draws.batch(args.batch, rng)
-        loss = velocity_loss(model, latents.to(device), tokens.to(device), alphas)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step, spent_s = step + 1, time.monotonic() - began
-        follow(average, model, step)
-        recent.append(loss.item())
-        if len(recent) == REPORT_EVERY:
-            losses.append((step, round(sum(recent) / len(recent), 4)))
-            print(f"step {step} {spent_s:.0f} s loss {losses[-1][1]}", flush=True)
-            recent = []
-        if spent_s - saved_s > args.save_every_s or spent_s >= planned_s:
-            saved_s = spent_s
-            parts = {"model": model.state_dict(), "average": average.state_dict()}
-            parts |= {"optimizer": optimizer.state_dict(), "losses": losses}
-            save_checkpoint(args.out, {**parts, "step": step, "spent_s": spent_s})
+    average.load_state_dict(state.get("average", model.state_dict()))
+    run_workers(
+        learn,
+        args.workers,
+        model.share_memory(),
+        average.share_memory(),
+        draws,
+        args,
+        planned_s=args.minutes * 60,
+        spent_s=state["spent_s"],
+        step=state["step"],
+    )
 
 
 def main() -> None:
@@ -147,7 +172,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True, help="autoencoder checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint file")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="with cuda, take one worker")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes of one thread each; one uses all threads"
+    )
     parser.add_argument("--minutes", type=float, default=150)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)

@@ -46,12 +46,15 @@ class Clock:
 def run_workers(
     work: Callable[..., None], count: int, *args: Any, planned_s: float, spent_s: float, step: int
 ) -> Clock:
-    """Runs `work(rank, clock, *args)` in `count` processes and waits for all of them.
+    """Runs `work(rank, clock, *args)` in `count` processes, or here when it is one, and waits for all.
 
     Modules among `args` must have been put in shared memory by the caller.
     """
     context = multiprocessing.get_context("spawn")
     clock = Clock(planned_s=planned_s, started_at_s=time.time() - spent_s, steps=context.Value("q", step))
+    if count == 1:
+        work(0, clock, *args)
+        return clock
     processes = [
         context.Process(target=_one_thread, args=(work, rank, clock, *args)) for rank in range(count)
     ]

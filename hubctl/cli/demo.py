@@ -38,7 +38,7 @@ def demo(output: Output, workdir: Path, fast: bool) -> None:
     Examples:
       hubctl demo
       hubctl demo --workdir /tmp/demo --json | jq .style_hit_rate
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     from hubctl.demo.outcome import as_json
     from hubctl.demo.run import run_demo
     from hubctl.demo.stages import DemoConfig

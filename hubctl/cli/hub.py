@@ -51,7 +51,7 @@ def push(
       hubctl push my-lora
       hubctl push my-lora --repo alice/line-art --private
       hubctl push my-base --kind base --repo alice/my-base
-    """  # noqa: D301
+    """
     from hubctl.hub.push import push as push_folder
     from hubctl.hub.remotes import connect
 
@@ -85,7 +85,7 @@ def pull(output: Output, ref: str, target: Path | None, overwrite: bool, remote:
     Examples:
       hubctl pull alice/line-art
       hubctl pull alice/line-art@3f2c9a1 --output line-art
-    """  # noqa: D301
+    """
     from hubctl.adapter.package import refuse_existing
     from hubctl.hub.pull import copy_out
     from hubctl.hub.pull import pull as pull_adapter
@@ -145,7 +145,7 @@ def list_(
       hubctl list
       hubctl list cats --base hubctl/emoji-64
       hubctl list --remote hf --author alice --json
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import connect
 
     hub = connect(remote)
@@ -181,7 +181,7 @@ def show(output: Output, ref: str, remote: str | None) -> None:
     Examples:
       hubctl show alice/line-art
       hubctl show alice/line-art@v2 --json
-    """  # noqa: D301
+    """
     from hubctl.errors import AdapterError
     from hubctl.hub.describe import describe
     from hubctl.hub.headers import remote_layout
@@ -255,7 +255,7 @@ def remove(output: Output, repo: str, yes: bool, remote: str | None) -> None:
     Examples:
       hubctl remove alice/old-style
       hubctl remove alice/old-style -y
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import connect
     from hubctl.refs import check_repo_id
 
@@ -279,7 +279,7 @@ def inspect(output: Output, path: Path) -> None:
     Examples:
       hubctl inspect my-lora
       hubctl inspect my-lora --json
-    """  # noqa: D301
+    """
     from hubctl.adapter.layout import read_layout
     from hubctl.errors import NotFoundError
     from hubctl.hub.describe import describe
@@ -309,7 +309,7 @@ def check(output: Output, folder: Path, base: str | None, remote: str | None) ->
     Examples:
       hubctl check my-lora
       hubctl check my-lora --base emoji-64
-    """  # noqa: D301
+    """
     from hubctl.errors import NotFoundError
     from hubctl.hub.describe import describe
     from hubctl.hub.push import compare
@@ -342,7 +342,7 @@ def login(output: Output, token_stdin: bool, remote: str | None) -> None:
     Examples:
       hubctl login                          asks, and does not show what you type
       hubctl login --remote local --token-stdin < token.txt
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import save_token, select_remote, sends_in_clear
     from hubctl.settings import environment
 
@@ -370,7 +370,7 @@ def whoami(output: Output, remote: str | None) -> None:
     Examples:
       hubctl whoami
       hubctl whoami --remote hf
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import connect
 
     hub = connect(remote)

@@ -76,7 +76,7 @@ def cli(ctx: click.Context, json: bool, quiet: bool, no_color: bool) -> None:
       hubctl push my-lora
       hubctl serve --base emoji-64
       hubctl generate "red apple" --adapter alice/my-lora -o apple.png
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     output = ctx.ensure_object(Output)
     output.json = output.json or json
     output.quiet = output.quiet or quiet

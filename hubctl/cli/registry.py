@@ -35,7 +35,7 @@ def serve(output: Output, root: Path, host: str, port: int, base_url: str | None
       hubctl registry serve --root ~/registry --port 8765
       hubctl remote add local http://127.0.0.1:8765 --use
       HF_ENDPOINT=http://127.0.0.1:8765 HF_TOKEN=... hf upload alice/my-lora my-lora
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     from hubctl.registry import run
 
     def ready(url: str) -> None:
@@ -65,7 +65,7 @@ def create(output: Output, root: Path, user: str) -> None:
     Examples:
       hubctl registry token create --root ~/registry --user alice
       hubctl registry token create --root ~/registry --user alice | hubctl login --token-stdin
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     from hubctl.registry.auth import create_token
 
     output.result({"user": user, "token": (made := create_token(root, user))}, text=made, quiet="token")

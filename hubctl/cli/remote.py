@@ -17,7 +17,7 @@ def remote() -> None:
       hubctl remote add local http://127.0.0.1:8765 --use
       hubctl remote use hf
       hubctl remote list
-    """  # noqa: D301
+    """
 
 
 @remote.command()
@@ -34,7 +34,7 @@ def add(output: Output, name: str, url: str, token_stdin: bool, use: bool) -> No
     Examples:
       hubctl remote add local http://127.0.0.1:8765 --use
       hubctl remote add team https://hub.example.org --token-stdin < token.txt
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import add_remote, normal_url, save_token, sends_in_clear
     from hubctl.settings import environment
 
@@ -66,7 +66,7 @@ def use_(output: Output, name: str) -> None:
     \b
     Examples:
       hubctl remote use hf
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import use_remote
     from hubctl.settings import environment
 
@@ -88,7 +88,7 @@ def list_(output: Output) -> None:
     \b
     Examples:
       hubctl remote list --json
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import list_remotes
     from hubctl.settings import environment
 
@@ -112,7 +112,7 @@ def remove(output: Output, name: str) -> None:
     \b
     Examples:
       hubctl remote remove local
-    """  # noqa: D301
+    """
     from hubctl.hub.remotes import remove_remote
     from hubctl.settings import environment
 

@@ -66,7 +66,7 @@ def serve(
       hubctl serve --base stabilityai/stable-diffusion-xl-base-1.0 --replicas 2
       hubctl serve --config serve.toml --port 8080
       hubctl serve --config serve.toml --render kuberay | kubectl apply -f -
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     from dataclasses import replace
 
     from serve.config import BaseConfig, ServeConfig, load_config
@@ -146,7 +146,7 @@ def generate(
       hubctl generate "red apple" -o apple.png
       hubctl generate "red apple" --adapter alice/line-art -o apple.png
       hubctl generate "a house" --adapter alice/line-art:0.6 --adapter bob/ink@v2:0.4 --n 4
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     from hubctl.client import LoraChoice, Server, image_bytes, numbered
 
     loras = [LoraChoice.parse(text) for text in adapters]
@@ -202,7 +202,7 @@ def segment(
     Examples:
       hubctl segment cat.png --adapter alice/pets -o overlay.png
       hubctl segment cat.png --adapter alice/pets --masks masks/
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
     from hubctl.client import LoraChoice, Server, image_bytes
 
     if adapter is not None and model is not None:

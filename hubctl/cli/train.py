@@ -68,7 +68,7 @@ def train() -> None:
       hubctl train dreambooth --base emoji-64 --data my-dog/ --output my-dog-lora \\
           --instance-prompt "a photo of tok dog"
       hubctl train segmentation --base emoji-64-seg --data pets/ --output pets-lora
-    """  # noqa: D301 - \b is click's own mark for "do not rewrap"
+    """
 
 
 @train.command("text-to-image")
@@ -85,7 +85,7 @@ def text_to_image(out: Output, **settings: Any) -> None:
     \b
     Example:
       hubctl train text-to-image --base emoji-64 --data drawings/ --output my-style --steps 400
-    """  # noqa: D301
+    """
     _run(out, task="text-to-image", **settings)
 
 
@@ -109,7 +109,7 @@ def dreambooth(out: Output, **settings: Any) -> None:
     Example:
       hubctl train dreambooth --base emoji-64 --data my-dog/ --output my-dog-lora \\
           --instance-prompt "a photo of tok dog" --class-prompt "a photo of a dog"
-    """  # noqa: D301
+    """
     _run(out, task="dreambooth", **settings)
 
 
@@ -125,7 +125,7 @@ def segmentation(out: Output, **settings: Any) -> None:
     \b
     Example:
       hubctl train segmentation --base emoji-64-seg --data pets/ --output pets-lora
-    """  # noqa: D301
+    """
     _run(out, task="segmentation", **settings)
 
 

@@ -68,8 +68,7 @@ Noto above, Twemoji below: {prompts}.
 ## Training
 
 Autoencoder: {vae}. Text encoder and UNet together: {steps} steps of {batch} pictures, 10 % empty captions,
-AdamW at {rate} falling to nought, average of weights. Everyday things were drawn more often than people and
-clocks (`draw_weight` in `train/bases/text_to_image.py`).
+AdamW at {rate} falling to nought, average of weights. {draws}
 
 ![Training loss](loss.png)
 

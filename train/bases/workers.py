@@ -36,7 +36,9 @@ class Clock:
 
     def ticks(self) -> Iterator[int]:
         """Counts steps until the time is spent; numbers are unique over the workers."""
-        while self.spent_s < self.planned_s:
+        parent = multiprocessing.parent_process()
+        # A worker outlives a parent that is killed, and would go on overwriting its checkpoint.
+        while self.spent_s < self.planned_s and (parent is None or parent.is_alive()):
             with self.steps.get_lock():
                 self.steps.value += 1
                 step = self.steps.value

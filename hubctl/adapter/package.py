@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -82,13 +83,26 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}", hint="choose another --output") from error
-    made.chmod(0o755)
     try:
         yield made
+        _ordinary_modes(made)
         refuse_existing(path, overwrite=overwrite)  # somebody else may have made it meanwhile
         _replace(path, made)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _ordinary_modes(folder: Path) -> None:
+    """Give the folder and its files the modes that this user's umask gives to new ones.
+
+    mkdtemp and safetensors leave them readable by their owner alone, so that a server under another
+    user could not open what was trained.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask)
+    folder.chmod(0o777 & ~mask)
+    for inner in folder.rglob("*"):
+        inner.chmod((0o777 if inner.is_dir() else 0o666) & ~mask)
 
 
 def _replace(path: Path, made: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 from train.bases.emoji import LINE_STYLE, STYLE_WORDS, Emoji
 
 MAX_TOKENS = 24
-VOCABULARY = 2048
+VOCABULARY = 2015
 _END = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -48,16 +48,18 @@ def train_tokenizer(emoji: list[Emoji]) -> CLIPTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    alphabet = [*letters, *(letter + _END for letter in letters)]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(letters) - 2,
-        initial_alphabet=letters,
+        vocab_size=VOCABULARY - 2,
+        # Named in advance, and so numbered in order: numbers given as words are met differ from run
+        # to run, and with them the order of merges that are equally frequent.
+        special_tokens=alphabet,
         end_of_word_suffix=_END,
         show_progress=False,
     )
     bpe.train_from_iterator(names * 2 + styles, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    pieces = [*letters, *(letter + _END for letter in letters), *("".join(m) for m in merges)]
-    pieces = [*dict.fromkeys(pieces), BOS, EOS]
+    pieces = [*dict.fromkeys([*alphabet, *("".join(merge) for merge in merges)]), BOS, EOS]
     return CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(pieces)},
         merges=merges,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
 from train.bases.emoji import VENDORS, Emoji, load_emoji, load_rgba, on_white
@@ -39,7 +39,7 @@ class Labelled:
     held_out: torch.Tensor
 
 
-def load_labelled(data: Path, vae: AutoencoderKL, subgroups: list[str]) -> Labelled:
+def load_labelled(data: Path, vae: AutoencoderTiny, subgroups: list[str]) -> Labelled:
     """Reads all three styles and passes them through the autoencoder."""
     emoji = load_emoji(data)
     in_demo = {e.hexcode for part in pick_lines(emoji, LINE_COUNT) for e in part}
@@ -58,12 +58,12 @@ def load_labelled(data: Path, vae: AutoencoderKL, subgroups: list[str]) -> Label
 
 
 @torch.no_grad()
-def through_vae(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
+def through_vae(vae: AutoencoderTiny, pictures: np.ndarray) -> torch.Tensor:
     """Encodes, adds some noise to the latents and decodes uint8 [N, 64, 64, 3] -> [N, 3, 64, 64]."""
     out = []
     for part in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(64):
         with torch.autocast("cpu", torch.bfloat16):
-            z = vae.encode(part.float() / 127.5 - 1).latent_dist.mean
+            z = vae.encode(part.float() / 127.5 - 1).latents
             noise = MOST_LATENT_NOISE * torch.rand(len(z), 1, 1, 1)
             y = vae.decode(z + noise * torch.randn_like(z)).sample
         out.append(((y.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))

@@ -1,6 +1,6 @@
 """emoji-64's parts with their final shapes, and the folder they are saved in.
 
-Shapes: latents [B, 8, 16, 16], text states [B, 24, 192].
+Shapes: latents [B, 4, 16, 16], text states [B, 24, 192].
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from train.bases.captions import MAX_TOKENS
@@ -76,7 +76,7 @@ def build_scheduler() -> DDIMScheduler:
 def save_pipeline(
     folder: Path,
     *,
-    vae: AutoencoderKL,
+    vae: AutoencoderTiny,
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,

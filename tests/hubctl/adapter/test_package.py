@@ -33,7 +33,21 @@ def test_a_new_folder_is_there_only_at_the_end(tmp_path: Path) -> None:
         assert not (tmp_path / "deep/out").exists()
         assert folder.parent == tmp_path / "deep"  # the same file system: moving it is one step
     assert everything(tmp_path) == {"deep": "/", "deep/out": "/", "deep/out/a": "1"}
-    assert (tmp_path / "deep/out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(("umask", "folders", "files"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
+def test_others_may_read_it_as_far_as_the_umask_says(
+    tmp_path: Path, umask: int, folders: int, files: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "out") as made:
+            (made / "inner").mkdir(mode=0o700)
+            (made / "inner/weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [p.stat().st_mode & 0o777 for p in (tmp_path / "out", *sorted((tmp_path / "out").rglob("*")))]
+    assert modes == [folders, folders, files]
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])

@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True, help="finished autoencoder")
     parser.add_argument("--export", type=Path, required=True, help="folder to write")
-    parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
     args = parser.parse_args()

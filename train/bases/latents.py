@@ -1,6 +1,6 @@
 """The training pictures as latents, computed once and kept in memory.
 
-Shapes: latents [N, 4, 16, 16], about mean 0 and spread 1 over the training pictures.
+Shapes: latents [N, 4, 16, 16], per channel with a mean of -0.5 to 0.5 and a spread of 1 to 1.4.
 """
 
 from __future__ import annotations

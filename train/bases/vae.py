@@ -1,6 +1,7 @@
 """Trains emoji-64's autoencoder: 64 px pictures to 4 x 16 x 16 latents and back.
 
-The latents' mean and spread are held at 0 and 1 per channel, as a diffusion model wants them.
+The latents' mean and spread are pulled towards 0 and 1 per channel over the training mix;
+over clean emoji alone the means are -0.5 to 0.5 and the spreads 1 to 1.4.
 
 Shapes: pictures [B, 3, 64, 64] in -1..1; latents [B, 4, 16, 16].
 """

@@ -60,7 +60,7 @@ Noto above, Twemoji below: {prompts}.
 
 | part | what |
 | --- | --- |
-| vae | AutoencoderTiny, 64 px to 4 x 16 x 16; mean -0.5 to 0.5, spread 1 to 1.4 per channel, `scaling_factor` 1 |
+| vae | AutoencoderTiny, 64 px to 4 x 16 x 16; per channel mean -0.5 to 0.5, spread 1 to 1.4; scaling factor 1 |
 | text_encoder | CLIPTextModel, 192 wide, 3 layers, 24 tokens; own byte-level BPE of 2,015 pieces |
 | unet | (64, 128, 256), cross-attention at 8x8 and 4x4; the caption also joins the time embedding |
 | scheduler | DDIM, velocity, trailing timesteps; linear betas leave 0.6 % of the signal's amplitude |

@@ -40,7 +40,6 @@ Attributions: `NOTICE`. Recipe: `train/bases/README.md`.
 _TEXT_TO_IMAGE = """\
 A Stable Diffusion pipeline of {million:.0f} million parameters that draws 64 px emoji from their names, made
 to train and serve adapters on two CPU cores. It knows emoji and nothing else; it is for trying things out.
-{state}
 
 ```python
 from diffusers import StableDiffusionPipeline
@@ -60,15 +59,16 @@ Noto above, Twemoji below: {prompts}.
 
 | part | what |
 | --- | --- |
-| vae | AutoencoderTiny, 64 px to 4 x 16 x 16; per channel mean -0.5 to 0.5, spread 1 to 1.4; scaling factor 1 |
+| vae | AutoencoderTiny, 64 px to 4 x 16 x 16; channel means -0.5 to 0.5, spreads 1 to 1.4; scaling factor 1 |
 | text_encoder | CLIPTextModel, 192 wide, 3 layers, 24 tokens; own byte-level BPE of 2,015 pieces |
-| unet | (64, 128, 256), cross-attention at 8x8 and 4x4; the caption also joins the time embedding |
+| unet | (64, 96, 192, 256), cross-attention at 8x8, 4x4, 2x2; the caption also joins the time embedding |
 | scheduler | DDIM, velocity, trailing timesteps; linear betas leave 0.6 % of the signal's amplitude |
 
 ## Training
 
-Autoencoder: {vae}. Text encoder and UNet together: {steps} steps of {batch} pictures, 10 % empty captions,
-AdamW at {rate} falling to nought, average of weights. {draws}
+Autoencoder: {vae}. Text encoder alone, from a caption to its picture's principal components: {text}.
+UNet, and text encoder at a tenth of its rate: {steps} steps of {batch} pictures, 10 % empty captions, AdamW
+at {rate} falling to nought, average of weights.
 
 ![Training loss](loss.png)
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from train.bases.emoji import VENDORS, Emoji, load_emoji, load_rgba, on_white
 from train.bases.latents import load_vae
+from train.bases.precision import autocast
 from train.bases.resume import rate_at, set_rate
 from train.bases.samples import LINE_COUNT, line_drawing, pick_lines
 from train.judge import Judge
@@ -62,7 +63,7 @@ def through_vae(vae: AutoencoderTiny, pictures: np.ndarray) -> torch.Tensor:
     """Encodes, adds some noise to the latents and decodes uint8 [N, 64, 64, 3] -> [N, 3, 64, 64]."""
     out = []
     for part in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(64):
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             z = vae.encode(part.float() / 127.5 - 1).latents
             noise = MOST_LATENT_NOISE * torch.rand(len(z), 1, 1, 1)
             y = vae.decode(z + noise * torch.randn_like(z)).sample

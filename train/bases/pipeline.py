@@ -37,22 +37,25 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet(latent_channels: int) -> UNet2DConditionModel:
-    """Makes the untrained UNet: attention at 8x8 and 4x4 only, where it is cheap.
+    """Makes the untrained UNet: attention at 8x8 and below only, where it is cheap.
 
     The caption also reaches every block through the time embedding (`addition_embed_type`),
-    which StableDiffusionPipeline feeds without knowing of it.
+    which StableDiffusionPipeline feeds without knowing of it; as a scale and a shift after each
+    norm, since a norm takes half of a plain shift away again. At 2x2 every pixel touches two
+    borders of its own, so the convolutions tell them apart and can lay a picture out from a caption.
     """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 128, 256),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 96, 192, 256),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,
-        norm_num_groups=32,
+        norm_num_groups=16,
+        resnet_time_scale_shift="scale_shift",
         addition_embed_type="text",
         addition_embed_type_num_heads=4,
     )

@@ -35,6 +35,6 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the same learning rate."""
+    """Gives every parameter group this learning rate, times its own `rate` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)

@@ -15,6 +15,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from train.bases.cutouts import SIDE_PX, CutOuts, load_cut_outs
+from train.bases.precision import autocast
 from train.bases.resume import load_checkpoint, rate_at, save_checkpoint, set_rate
 
 LABELS = {0: "background", 1: "object"}
@@ -48,7 +49,7 @@ def loss_of(
     model: SegformerForSemanticSegmentation, pictures: torch.Tensor, masks: torch.Tensor
 ) -> torch.Tensor:
     """Cross-entropy at full size."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         logits = model(pixel_values=normalise(pictures)).logits
     full = F.interpolate(logits.float(), size=masks.shape[-2:], mode="bilinear")
     return F.cross_entropy(full, masks)

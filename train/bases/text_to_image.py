@@ -1,4 +1,4 @@
-"""Trains emoji-64's text encoder and UNet together, in the autoencoder's latent space.
+"""Trains emoji-64's UNet, and its text encoder gently along, in the autoencoder's latent space.
 
 Shapes: latents [B, 4, 16, 16]; text states [B, 24, 192]; predictions are velocities.
 """
@@ -6,6 +6,7 @@ Shapes: latents [B, 4, 16, 16]; text states [B, 24, 192]; predictions are veloci
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,19 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTokenizer
 
-from train.bases.captions import captions, draw_caption, train_tokenizer
-from train.bases.emoji import VENDORS, Emoji, load_emoji
+from train.bases.captions import train_tokenizer
+from train.bases.draws import Draws
+from train.bases.emoji import load_emoji
 from train.bases.latents import encode_pictures, load_vae
 from train.bases.pipeline import build_scheduler, build_text_encoder, build_unet
+from train.bases.precision import autocast
 from train.bases.resume import load_checkpoint, rate_at, save_checkpoint, set_rate
 from train.bases.workers import Clock, run_workers
 
-CAPTION_DROPOUT = 0.1
 LOW_NOISE_CAP = 5.0
+TEXT_RATE = 0.1  # of the UNet's
 EMA_DECAY = 0.998
 REPORT_EVERY = 100
-
-
-def draw_weight(emoji: Emoji) -> float:
-    """How often an emoji is drawn: people and clock faces less, since so many of them are near-alike."""
-    if emoji.held_out:
-        return 0.0
-    return 0.3 if emoji.group == "people-body" or emoji.subgroup == "time" else 1.0
 
 
 class TextToImage(torch.nn.Module):
@@ -50,26 +46,6 @@ class TextToImage(torch.nn.Module):
         return velocity
 
 
-class Draws:
-    """Training batches: pictures by weight, captions by chance."""
-
-    def __init__(self, emoji: list[Emoji], latents: torch.Tensor, tokenizer: CLIPTokenizer) -> None:
-        """Leaves the held-out emoji out of the draw."""
-        self.rows = [(e, style) for style in VENDORS for e in emoji]
-        self.latents = latents
-        self.weights = torch.tensor([draw_weight(e) for e in emoji] * len(VENDORS))
-        texts = ["", *(text for e, style in self.rows for text in captions(e, style))]
-        rows = tokenizer(texts, padding="max_length", truncation=True).input_ids
-        self.tokens = dict(zip(texts, torch.tensor(rows), strict=True))
-
-    def batch(self, size: int, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draws latents [B, 4, 16, 16] and tokens [B, 24]."""
-        picked = torch.multinomial(self.weights, size, replacement=False)
-        drawn = [self.rows[i] for i in picked.tolist()]
-        texts = ["" if rng.random() < CAPTION_DROPOUT else draw_caption(e, style, rng) for e, style in drawn]
-        return self.latents[picked], torch.stack([self.tokens[text] for text in texts])
-
-
 def velocity_loss(
     model: TextToImage, latents: torch.Tensor, tokens: torch.Tensor, alphas: torch.Tensor
 ) -> torch.Tensor:
@@ -84,8 +60,8 @@ def velocity_loss(
     noise = torch.randn_like(latents)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
     target = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-    with torch.autocast(device.type, torch.bfloat16):
-        predicted = model(noisy, t.to(device), tokens)
+    with autocast(device.type):
+        predicted = model(noisy.contiguous(memory_format=torch.channels_last), t.to(device), tokens)
     # 1 / (1 - signal) is SNR + 1, the weight this loss gives to the picture itself.
     weight = (LOW_NOISE_CAP * (1 - signal)).clamp(max=1.0)
     return (weight * (predicted.float() - target).square()).mean()
@@ -102,9 +78,12 @@ def learn(
     """One worker's steps; the first worker also averages, reports and saves."""
     rng = random.Random(clock.steps.value + 1_000_003 * rank)
     torch.manual_seed(rng.randrange(2**31))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-    )
+    groups = [
+        {"params": model.unet.parameters(), "rate": 1.0},
+        # At the full rate the first steps of an untrained UNet would undo what it knows.
+        {"params": model.text_encoder.parameters(), "rate": TEXT_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     state = load_checkpoint(args.out) or {"losses": []}
     if "optimizer" in state:
         optimizer.load_state_dict(state["optimizer"])
@@ -148,6 +127,15 @@ def load_exported(model: TextToImage, folder: Path) -> None:
         part.load_state_dict(type(part).from_pretrained(folder, subfolder=name).state_dict())
 
 
+def trained_text_encoder(checkpoint: Path | None) -> dict[str, Any]:
+    """Reads what `train.bases.text_encoder` wrote."""
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    if state is None:
+        raise SystemExit("name a text encoder's checkpoint with --text; train.bases.text_encoder makes it")
+    weights: dict[str, Any] = state["model"]
+    return weights
+
+
 def train(args: argparse.Namespace) -> None:
     """Trains until the planned minutes are spent, saving now and then and at the end."""
     emoji = load_emoji(args.data)
@@ -155,7 +143,8 @@ def train(args: argparse.Namespace) -> None:
     vae = load_vae(args.vae)
     draws = Draws(emoji, encode_pictures(vae, args.data, emoji), tokenizer)
     model = TextToImage(tokenizer, vae.config.latent_channels).to(args.device)
-    average = TextToImage(tokenizer, vae.config.latent_channels).to(args.device).requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types it for tensors only
+    average = copy.deepcopy(model).requires_grad_(False)
     if args.device == "cpu":
         # The backward pass of fused attention is slow there: it took a fifth of a step.
         model.unet.set_attn_processor(AttnProcessor())
@@ -164,6 +153,8 @@ def train(args: argparse.Namespace) -> None:
         model.load_state_dict(state["model"])
     elif args.start:
         load_exported(model, args.start)
+    else:
+        model.text_encoder.load_state_dict(trained_text_encoder(args.text))
     average.load_state_dict(state.get("average", model.state_dict()))
     run_workers(
         learn,
@@ -186,13 +177,14 @@ def main() -> None:
         "--vae", type=Path, required=True, help="autoencoder checkpoint, or an exported folder"
     )
     parser.add_argument("--out", type=Path, required=True, help="checkpoint file")
+    parser.add_argument("--text", type=Path, help="text encoder checkpoint to begin with")
     parser.add_argument("--start", type=Path, help="exported pipeline folder to go on from")
     parser.add_argument("--device", default="cpu", help="with cuda, take one worker")
     parser.add_argument(
         "--workers", type=int, default=2, help="processes of one thread each; one uses all threads"
     )
     parser.add_argument("--minutes", type=float, default=150)
-    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--save-every-s", type=float, default=180)
     train(parser.parse_args())

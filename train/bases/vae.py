@@ -19,6 +19,7 @@ from diffusers import AutoencoderTiny
 
 from train.bases.augment import edge_drawings, move, recolour, stroke_drawings
 from train.bases.emoji import VENDORS, load_emoji, load_rgba, on_white
+from train.bases.precision import autocast
 from train.bases.resume import load_checkpoint, rate_at, save_checkpoint, set_rate
 from train.bases.workers import Clock, run_workers
 
@@ -74,7 +75,7 @@ def loss_of(vae: AutoencoderTiny, x: torch.Tensor) -> torch.Tensor:
     Halved latents must decode to the halved picture: it makes them smooth, so that a diffusion
     model learns them sooner (Skorokhodov et al. 2025, arXiv:2502.14831).
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         z = vae.encode(x).latents
         noise = LATENT_NOISE * torch.randn_like(z)
         y = vae.decode(z + noise).sample

@@ -12,8 +12,9 @@ from torch import nn
 from hubctl.errors import InputError
 
 ATTENTION = "attention"
+ATTENTION_CONV = "attention-conv"
 ALL_LINEAR = "all-linear"
-PRESETS = (ATTENTION, ALL_LINEAR)
+PRESETS = (ATTENTION, ATTENTION_CONV, ALL_LINEAR)
 
 HEADS = ("decode_head", "head", "classifier")
 """Names that segmentation models of transformers give the layers that are trained whole."""
@@ -39,6 +40,10 @@ def resolve_targets(
     free = {name for name in layers if name.partition(".")[0] not in heads}
     if tuple(targets) == (ALL_LINEAR,):
         return sorted(name for name in free if isinstance(layers[name], nn.Linear))
+    if tuple(targets) == (ATTENTION_CONV,):
+        # Every sample's own A can convolve only where the layer is one group, as in the server.
+        convolutions = {n for n in free if isinstance(layers[n], nn.Conv2d) and layers[n].groups == 1}
+        return sorted(convolutions | {n for n in free if any(_ends_with(n, t) for t in default_targets)})
     wanted = list(default_targets) if tuple(targets) == (ATTENTION,) else list(targets)
     for target in wanted:
         if not any(_ends_with(name, target) for name in free):

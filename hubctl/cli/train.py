@@ -37,7 +37,7 @@ def _common(command: F) -> F:
         click.option("--rank", type=int, default=16, show_default=True, help="LoRA rank."),
         click.option("--alpha", type=float, help="LoRA alpha.  [default: the rank]"),
         click.option("--targets", default="attention", show_default=True, metavar="PRESET|NAMES",
-                     help="Layers to adapt: attention, all-linear, or names with commas."),
+                     help="Layers to adapt: attention, attention-conv, all-linear, or names with commas."),
         click.option("--resolution", type=int, metavar="PX", help="Side of the images.  [default: the base]"),
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights."),
         click.option("--mixed-precision", type=precisions, default="auto", show_default=True,

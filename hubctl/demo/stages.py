@@ -26,6 +26,7 @@ STYLE, ANIMALS = "openmoji-line", "animal-trimap"
 """The adapters' names: of their folders, and of their repositories."""
 JUDGED_STYLE = "openmoji-line"
 """What the judge calls the style that the adapter learns."""
+STYLE_TARGETS = ("--targets", "attention-conv")
 TITLES = {
     "registry": "Registry up, user logged in",
     "bases": "Bases into the registry",
@@ -58,7 +59,7 @@ class DemoConfig:
     photos: int = 1000
     """Held-out pictures to segment; all there are, when fewer."""
     inference_steps: int = 25
-    guidance: float = 5.0
+    guidance: float = 2.0
     timeout_s: float = 1200.0
     """The longest that one training may take."""
 
@@ -155,7 +156,8 @@ def train_adapters(run: Run) -> tuple[Training, Training]:
     # models are too small to keep many cores busy, and each waits for its imports, files and pictures.
     threads = str(max(1, (os.cpu_count() or 2) // 2))
     jobs = (
-        (style, ("text-to-image", "--base", IMAGE_BASE, "--data", data.DRAWINGS)),
+        # Lines are finer than where the attention is: without the convolutions they stay smudges.
+        (style, ("text-to-image", "--base", IMAGE_BASE, "--data", data.DRAWINGS, *STYLE_TARGETS)),
         (animals, ("segmentation", "--base", MASK_BASE, "--data", data.ANIMALS)),
     )
     with run.board.stage("train", total=style.steps + animals.steps) as bar:
@@ -219,7 +221,7 @@ def ask_together(
 ) -> tuple[list[Shot], list[Cut]]:
     """Eight different generations and four segmentations, all under way at the same time."""
     folder = run.config.workdir / "images" / "together"
-    things = (("red apple", 20, 4.0, 1), ("dog face", 30, 6.0, 2), ("house", 25, 3.0, 3))
+    things = (("red apple", 20, 2.0, 1), ("dog face", 30, 3.0, 2), ("house", 25, 1.5, 3))
     models = ((IMAGE_BASE, ()), (IMAGE_BASE, ((style, 0.5),)), (style, ()))
     asks = [
         Ask(

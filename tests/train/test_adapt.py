@@ -29,6 +29,15 @@ def test_all_linear_leaves_convolutions_and_the_head_alone(segformer: Any) -> No
     assert not [name for name in names if "decode_head" in name or "patch_embeddings" in name]
 
 
+def test_attention_conv_adds_the_convolutions_that_are_one_group(segformer: Any) -> None:
+    names = resolve_targets(
+        segformer, ("attention-conv",), default_targets=("q_proj", "v_proj"), heads=("decode_head",)
+    )
+    endings = {name.rpartition(".")[2] for name in names}
+    assert endings == {"q_proj", "v_proj", "proj", "sequence_reduction"}
+    assert not [name for name in names if "decode_head" in name or "dwconv" in name]
+
+
 def test_an_ending_that_also_names_a_part_of_the_head_becomes_whole_names(segformer: Any) -> None:
     names = resolve_targets(segformer, ("proj",), default_targets=(), heads=("decode_head",))
     assert names == ["segformer.stages.0.patch_embeddings.proj", "segformer.stages.1.patch_embeddings.proj"]

@@ -45,9 +45,10 @@ to train and serve adapters on two CPU cores. It knows emoji and nothing else; i
 from diffusers import StableDiffusionPipeline
 
 pipeline = StableDiffusionPipeline.from_pretrained("hubctl/bases/emoji-64")
-pipeline("red apple, noto style", num_inference_steps=25, guidance_scale=4.0).images[0]
+pipeline("red apple, noto style", num_inference_steps=25, guidance_scale={guidance}).images[0]
 ```
 
+Keep the guidance between 1 and 3: it knows its captions so well that more only overdraws them.
 Prompts: `"<name>, noto style"` or `"<name>, twemoji style"`. Names are Unicode's ("fire engine"), and for
 some 150 everyday emoji plain words too ("car", "tree").
 
@@ -68,7 +69,7 @@ Noto above, Twemoji below: {prompts}.
 
 Autoencoder: {vae}. Text encoder alone, from a caption to its picture's principal components: {text}.
 UNet, and text encoder at a tenth of its rate: {steps} steps of {batch} pictures, 10 % empty captions, AdamW
-at {rate} falling to nought, average of weights.
+at {rate} falling to nought, average of weights. {plan}
 
 ![Training loss](loss.png)
 
@@ -118,7 +119,10 @@ def text_to_image_card(folder: Path, training: dict[str, Any], prompts: str) -> 
     header = _HEADER.format(
         library="diffusers", task="text-to-image", tag=", stable-diffusion", name="emoji-64"
     )
-    body = _TEXT_TO_IMAGE.format(rows="\n".join(rows), inference=inference, prompts=prompts, **training)
+    guidance = judged["inference"]["guidance"]
+    body = _TEXT_TO_IMAGE.format(
+        rows="\n".join(rows), inference=inference, guidance=guidance, prompts=prompts, **training
+    )
     return header + body + _PICTURES
 
 

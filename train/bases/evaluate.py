@@ -24,7 +24,7 @@ PROMPTS = (
     "tree", "fish", "sun", "crown", "umbrella", "rocket", "hamburger",
 )
 # fmt: on
-STEPS, GUIDANCE, SEED = 25, 4.0, 0
+STEPS, GUIDANCE, SEED = 25, 1.5, 0
 _BATCH = 16
 
 

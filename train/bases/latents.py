@@ -17,14 +17,14 @@ from train.bases.vae import build_vae
 
 def load_vae(checkpoint: Path) -> AutoencoderTiny:
     """Builds the trained autoencoder, frozen, from a checkpoint or from a pipeline's folder."""
-    if checkpoint.is_dir():
-        exported: AutoencoderTiny = AutoencoderTiny.from_pretrained(checkpoint, subfolder="vae")
-        return exported.float().eval().requires_grad_(False)
-    state = load_checkpoint(checkpoint)
-    if state is None:
-        raise SystemExit(f"no autoencoder checkpoint at {checkpoint}; run train.bases.vae first")
     vae = build_vae()
-    vae.load_state_dict(state["model"])
+    if checkpoint.is_dir():
+        # Only its weights: saved again, its config would tell the folder that it came from.
+        vae.load_state_dict(AutoencoderTiny.from_pretrained(checkpoint, subfolder="vae").state_dict())
+    elif state := load_checkpoint(checkpoint):
+        vae.load_state_dict(state["model"])
+    else:
+        raise SystemExit(f"no autoencoder checkpoint at {checkpoint}; run train.bases.vae first")
     return vae.eval().requires_grad_(False)
 
 

@@ -2,8 +2,8 @@
 
 A UNet that starts with a text encoder that knows nothing must learn words and drawing at once, and
 learns hardly more of a caption than its colours. With one whose states already tell the picture,
-linearly, it reaches in 100 steps of 48 what took 9,800 without (error at late timesteps: 0.67 of
-1.3), and this part costs a twelfth of a UNet's step.
+linearly, 100 steps of 48 got its error at late timesteps (t >= 850) to 0.67 of 1.3; without, 9,800 steps
+had got to 0.76 (at t = 950).
 
 Shapes: latents [N, 4, 16, 16]; codes [N, 192]; tokens [B, 24]; text states [B, 24, 192].
 """

@@ -16,6 +16,8 @@ class _Module(Protocol):
     def a_shape(self) -> tuple[int, ...]: ...
     @property
     def b_shape(self) -> tuple[int, ...]: ...
+    @property
+    def embedding(self) -> bool: ...
 
 
 class _Head(Protocol):
@@ -51,8 +53,9 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
     """Compare every LoRA pair and every saved head with the base's own tensors.
 
     A pair fits a weight of shape (out, in[, height, width]) when A is (rank, in[, height, width]) and B is
-    (out, rank[, 1, 1]). A head comes whole: every tensor that the base has there, with the same shape, except
-    that the first dimension of one layer (the classifier) may differ, since that is the number of classes.
+    (out, rank[, 1, 1]); a table of embeddings, whose weight is (in, out), when A is (rank, in). A head comes
+    whole: every tensor that the base has there, with the same shape, except that the first dimension of one
+    layer (the classifier) may differ, since that is the number of classes.
     """
     problems: list[str] = []
     total = 0
@@ -62,8 +65,9 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
         weight = base.get(m.component, {}).get(f"{m.module}.weight")
         if weight is None:
             problems.append(f"the base has no layer '{where}'")
-        elif weight[1:] != m.a_shape[1:] or weight[0] != m.b_shape[0]:
-            made_for = (m.b_shape[0], *m.a_shape[1:])
+            continue
+        made_for = (m.b_shape[0], *m.a_shape[1:])
+        if weight != (made_for[::-1] if m.embedding else made_for):
             problems.append(f"'{where}' is {_x(weight)} in the base, the adapter was made for {_x(made_for)}")
     head_total, head_problems = _check_heads(tuple(heads), base.get("model", {}))
     total, problems = total + head_total, problems + head_problems

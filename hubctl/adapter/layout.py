@@ -29,18 +29,20 @@ _PEFT_PREFIX = "base_model.model."
 _HALVES = {
     ".lora_A.weight": "A", ".lora_B.weight": "B",
     ".lora_linear_layer.down.weight": "A", ".lora_linear_layer.up.weight": "B",
+    ".lora_embedding_A": "A", ".lora_embedding_B": "B",
+    ".lora_magnitude_vector": "M", ".lora_magnitude_vector.weight": "M",
 }  # fmt: skip
 _COMPONENTS = ("unet", "transformer", "text_encoder_2", "text_encoder")
 _OTHER_KINDS = {
     "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "the attention-processor format of 2023",
-    "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "lora_magnitude_vector": "DoRA",
-    "lora_embedding_": "embedding LoRA", "dora_scale": "DoRA", ".lora.down.": "diffusers' format before 0.18",
+    "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "dora_scale": "kohya",
+    ".lora.down.": "diffusers' format before 0.18",
 }  # fmt: skip
 MAX_CONFIG_BYTES = 1 << 20
 
 # Settings of peft's LoraConfig that change the arithmetic, or the base's own weights.
 _VARIANTS = {
-    "use_dora": "DoRA", "lora_bias": "LoRA with biases", "fan_in_fan_out": "Conv1D", "use_qalora": "QALoRA",
+    "lora_bias": "LoRA with biases", "fan_in_fan_out": "Conv1D", "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA", "alora_invocation_tokens": "aLoRA", "arrow_config": "Arrow",
     "kasa_config": "KaSA", "monteclora_config": "MonteCLoRA", "velora_config": "VeLoRA",
     "layer_replication": "layer-replicating", "target_parameters": "parameter-targeting",
@@ -68,6 +70,10 @@ class LoraModule:
     alpha: float
     scale: float
     """alpha / rank, or alpha / sqrt(rank) for rsLoRA (https://arxiv.org/abs/2312.03732)."""
+    embedding: bool = False
+    """The layer is a table of embeddings: A is (rank, entries), B is (width, rank)."""
+    magnitude_key: str | None = None
+    """DoRA's magnitudes, one for each output (https://arxiv.org/abs/2402.09353)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,7 +198,7 @@ def _module(
     component: str, module: str, halves: dict[str, str], header: Header, config: dict[str, Any]
 ) -> LoraModule:
     where = f"{component}.{module}"
-    if set(halves) != {"A", "B"}:
+    if not {"A", "B"} <= set(halves):
         raise AdapterError(
             f"'{where}' has its lora_{min(halves)} but not its pair", hint="save the adapter again, whole"
         )
@@ -200,7 +206,11 @@ def _module(
     rank = a[0] if a else 0
     if len(a) not in (2, 4) or len(b) != len(a) or not rank or b[1] != rank or b[2:] != (1,) * (len(b) - 2):
         raise AdapterError(f"'{where}' has shapes {list(a)} and {list(b)}, which are no LoRA pair")
-    as_saved = re.sub(r"\.lora_\w+(\.down)?\.weight$", "", halves["A"])
+    if bool(config.get("use_dora", "M" in halves)) != ("M" in halves):
+        raise AdapterError(f"'{where}' and the adapter's settings do not agree whether it uses DoRA")
+    if "M" in halves and math.prod(header.tensors[halves["M"]].shape) != b[0]:
+        raise AdapterError(f"'{where}' has another number of magnitudes than outputs")
+    as_saved = re.sub(r"\.lora_\w+(\.down)?(\.weight)?$", "", halves["A"])
     stated = _setting(config, "rank_pattern", "r", rank, (module, as_saved))
     if stated != rank:
         raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated:g}")
@@ -216,6 +226,8 @@ def _module(
         rank=rank,
         alpha=alpha,
         scale=scale,
+        embedding="lora_embedding_" in halves["A"],
+        magnitude_key=halves.get("M"),
     )
 
 

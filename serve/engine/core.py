@@ -11,16 +11,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hubctl.adapter.gate import gate
+from hubctl.adapter.base_shapes import read_base_shapes
+from hubctl.adapter.gate import gate_headers, refuse_misfit
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, InputError
 from hubctl.refs import PinnedRef
 from serve.engine.admission import Admission
 from serve.engine.config import EngineConfig
-from serve.engine.lora_layers import RowPool
+from serve.engine.host_rows import read_rows
 from serve.engine.requests import EngineInfo, Fetch, LoraUse, Timings
-from serve.engine.residency import HostAdapter, Residency
+from serve.engine.residency import Adapter, Loaded, Residency
+from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import Client, Owner
 
 MAX_SCALE = 100.0
@@ -33,11 +35,11 @@ class Session:
     """One request under way."""
 
     client: Client
-    hosts: tuple[HostAdapter, ...]
-    """Of its adapters, in the request's order."""
+    adapters: tuple[Adapter, ...]
+    """In the request's order."""
     arrived_s: float
     read_s: float
-    """Since when its adapters are in host memory."""
+    """Since when its adapters are in memory."""
     placed_s: float
     leased_s: float
 
@@ -66,6 +68,7 @@ class Core:
         """Prepare `components` (name → module, on its device) for adapters."""
         self.base, self.config = base, config
         self._fetch, self._read_heads = fetch, read_heads
+        self._shapes = read_base_shapes(base.path, base.family)
         self.pool = RowPool(components, config.total_rows)
         self.owner = Owner(self.pool.mixed, max_gather_s=config.max_gather_s)
         self.residency = Residency(
@@ -80,7 +83,7 @@ class Core:
         deadline_s = None if timeout_s is None else arrived_s + timeout_s
         check_uses(uses, self.config)
         # Before the wait for a place, so that files are read while other requests run.
-        hosts = tuple(self.residency.host(use.ref, deadline_s) for use in uses)
+        adapters = tuple(self.residency.prefetch(use.ref, deadline_s) for use in uses)
         read_s = time.monotonic()
         with self.admission.place(deadline_s):
             placed_s = time.monotonic()
@@ -89,7 +92,7 @@ class Core:
                 self.owner.client(pooled, deadline_s) as client,
             ):
                 leased_s = time.monotonic()
-                yield Session(client, hosts, arrived_s, read_s, placed_s, leased_s)
+                yield Session(client, adapters, arrived_s, read_s, placed_s, leased_s)
 
     def info(self) -> EngineInfo:
         """The state now."""
@@ -109,20 +112,23 @@ class Core:
         self.admission.close()
         self.owner.close()
 
-    def _load(self, ref: PinnedRef) -> HostAdapter:
+    def _load(self, ref: PinnedRef) -> Loaded:
         folder = self._fetch(ref)
-        layout = gate(folder, self.base)
+        layout = gate_headers(folder)
+        refuse_misfit(layout, self.base.id, self._shapes)
         size = layout.weights_file.stat().st_size
         if size > self.config.max_adapter_bytes:
             limit = self.config.max_adapter_bytes
             raise AdapterError(f"{ref} has {size:,} bytes (this server takes {limit:,})")
-        rows = self.pool.read(layout)
-        heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
         if layout.heads and not self._read_heads:
             raise AdapterError(f"{ref} replaces whole modules, which this kind of base cannot mix")
-        if rows.rank > self.config.total_rows - 1:
-            raise AdapterError(f"{ref} has rank {rows.rank} (this server takes {self.config.total_rows - 1})")
-        return HostAdapter(rows, heads, labels)
+        rows = read_rows(layout, self.pool)
+        if rows.rows > self.config.total_rows - 1:
+            raise AdapterError(f"{ref} takes {rows.rows} rows (this server has {self.config.total_rows - 1})")
+        heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
+        layers = frozenset(layer.slot.index for layer in rows.layers)
+        adapter = Adapter(rank=rows.rank, rows=rows.rows, layers=layers, heads=heads, labels=labels)
+        return Loaded(adapter, rows)
 
 
 def check_uses(uses: Sequence[LoraUse], config: EngineConfig) -> None:

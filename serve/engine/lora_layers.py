@@ -1,256 +1,112 @@
-"""LoRA over pooled rank rows: any mix of adapters, ranks and scales in one forward.
+"""What LoRA adds to one layer's output, when every sample of the batch may use other adapters.
 
-Every Linear and Conv2d of a base gets a slot: a range of columns in two tensors that all layers share,
+Shapes: N samples, T tokens (or pixels) of each, R rank rows, D adapters with DoRA.
 
-    a (P, sum of in)      b (P, sum of out)       P = rows of the pool; row 0 is always zero
+    y (N, T, out) = gain * (y - bias) + bias + ((x (N, T, in) @ a^T) * scale) @ (gain * b)
 
-so that loading an adapter of rank r is one copy into r rows of each, and activating it is an index. In a
-forward each sample has a list of R row ids and scales (padded with row 0), and a layer adds two batched
-matmuls to its own output:
-
-    y (N, T, out) += ((x (N, T, in) @ a[rows]^T) * scale) @ b[rows]      N samples, T tokens
-
-The layers stay what they are: the sum is done in forward hooks, so module paths, classes and weights do not
-change. `write` may be called from any thread for rows that no forward uses; `mixed` belongs to the owner
-thread.
+A gain is 1 but for DoRA (https://arxiv.org/abs/2402.09353), where it is the magnitude m over the norm of
+the adapted weight. With `s` the request's scale that norm is sqrt(|W|^2 + 2 s <W, BA> + s^2 |BA|^2), for
+each output: four vectors that do not depend on the request.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 
-from hubctl.adapter.layout import AdapterLayout
-from hubctl.adapter.names import current_name
-from hubctl.errors import AdapterError, AdapterMismatchError
+DORA_ROWS = 4
+"""Rows of b that an adapter with DoRA takes beyond its rank: m, |W|^2, <W, BA>, |BA|^2."""
 
-_ALIGN = 16  # columns: every slot starts where wide loads can
-_WIDTHS = (4, 8, 16, 32, 64, 128, 256)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gathered:
+    """What the samples of one layer's input use of the pool."""
+
+    rows: torch.Tensor
+    """(N, R) int64, rows of the pool."""
+    a: torch.Tensor
+    """(P, in), the layer's columns of the pool."""
+    b: torch.Tensor
+    """(N, R, out)"""
+    scale: torch.Tensor
+    """(N, R)"""
+    gain: torch.Tensor | None
+    """(N, 1, out), of the layer's own output; None when no sample uses DoRA."""
+
+    @property
+    def down(self) -> torch.Tensor:
+        """A of every sample, (N, R, in)."""
+        return self.a.index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
+
+
+Add = Callable[[Any, torch.Tensor, torch.Tensor, Gathered], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One layer's columns in the pool."""
+class Kind:
+    """One kind of layer that LoRA can change."""
 
-    index: int
-    name: str
-    """`component.path`, in the current spelling."""
-    a: slice
-    b: slice
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class HostRows:
-    """An adapter's rows in host memory, ready to be copied into the pool."""
-
-    a: torch.Tensor
-    """(r, sum of in)"""
-    b: torch.Tensor
-    """(r, sum of out); alpha / rank is multiplied in."""
-    layers: frozenset[int]
-    """Slots that the adapter changes."""
-
-    @property
-    def rank(self) -> int:
-        """Rows that it takes."""
-        return len(self.a)
-
-    @property
-    def size_bytes(self) -> int:
-        """Memory that it takes."""
-        return self.a.nbytes + self.b.nbytes
+    widths: tuple[int, int]
+    """Columns of a and b that the layer needs."""
+    add: Add
+    """(layer, its input, its output, what the samples use) → output with LoRA."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PooledUse:
-    """One adapter of one request, once its rows are filled."""
-
-    rows: tuple[int, ...]
-    scale: float
-    layers: frozenset[int]
-    heads: Mapping[str, nn.Module]
-    """Modules that it replaces whole, by path."""
-
-
-Uses = tuple[PooledUse, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mix:
-    """What each sample of the present forward uses."""
-
-    rows: torch.Tensor
-    """(N, R) int64"""
-    scale: torch.Tensor
-    """(N, R)"""
-    layers: frozenset[int]
-    """Slots that any sample changes; the others run bare."""
-    heads: tuple[Mapping[str, nn.Module], ...]
-    """(N)"""
-    calls: tuple[tuple[Uses, int], ...]
-    """What it was made from."""
-
-    def part(self, samples: Sequence[int]) -> Mix:
-        """The mix of some of the samples."""
-        index = torch.tensor(samples, device=self.rows.device)
-        heads = tuple(self.heads[i] for i in samples)
-        return Mix(self.rows[index], self.scale[index], self.layers, heads, ())
-
-
-class RowPool:
-    """The rows of all adapters of one base, and the hooks that add them to its layers."""
-
-    def __init__(self, components: Mapping[str, nn.Module], total_rows: int) -> None:
-        """Hook every layer of `components` that LoRA can change; they are on their device already."""
-        self.slots: dict[str, Slot] = {}
-        self.mix: Mix | None = None
-        """Of the forward that is running; owner thread only."""
-        a_end = b_end = 0
-        first = next(next(iter(components.values())).parameters())
-        for component, root in components.items():
-            for path, layer in root.named_modules():
-                if (widths := _widths(layer)) is None:
-                    continue
-                slot = Slot(
-                    len(self.slots),
-                    f"{component}.{current_name(component, path)}",
-                    slice(a_end, a_end + widths[0]),
-                    slice(b_end, b_end + widths[1]),
-                )
-                self.slots[slot.name] = slot
-                a_end += math.ceil(widths[0] / _ALIGN) * _ALIGN
-                b_end += math.ceil(widths[1] / _ALIGN) * _ALIGN
-                add = _add_linear if isinstance(layer, nn.Linear) else _add_conv
-                layer.register_forward_hook(self._hook(slot, add))
-        self.a = torch.zeros(total_rows, a_end, device=first.device, dtype=first.dtype)
-        self.b = torch.zeros(total_rows, b_end, device=first.device, dtype=first.dtype)
-
-    def read(self, layout: AdapterLayout) -> HostRows:
-        """Bring the LoRA part of an adapter into the form of the pool's rows.
-
-        Raises:
-            AdapterMismatchError: a module has no slot here, or another shape.
-            AdapterError: it changes nothing that can be changed.
-        """
-        rank = max((m.rank for m in layout.modules), default=0)
-        a = torch.zeros(rank, self.a.shape[1], dtype=self.a.dtype)
-        b = torch.zeros(rank, self.b.shape[1], dtype=self.b.dtype)
-        layers = set()
-        with safe_open(layout.weights_file, framework="pt") as file:
-            for m in layout.modules:
-                slot = self.slots.get(f"{m.component}.{m.module}")
-                if slot is None:
-                    raise AdapterMismatchError(f"this base cannot adapt '{m.component}.{m.module}'")
-                down = file.get_tensor(m.a_key).flatten(1)
-                up = file.get_tensor(m.b_key).flatten(1)
-                if (down.shape[1], up.shape[0]) != (slot.a.stop - slot.a.start, slot.b.stop - slot.b.start):
-                    raise AdapterMismatchError(f"'{slot.name}' has another shape in the base")
-                a[: m.rank, slot.a] = down.to(a.dtype)
-                b[: m.rank, slot.b] = (up.T.float() * m.scale).to(b.dtype)
-                layers.add(slot.index)
-        if not (a.isfinite().all() and b.isfinite().all()):
-            raise AdapterError(f"the adapter holds values that do not fit {a.dtype}")
-        if self.a.device.type == "cuda":
-            a, b = a.pin_memory(), b.pin_memory()
-        return HostRows(a, b, frozenset(layers))
-
-    def write(self, rows: Sequence[int], host: HostRows) -> None:
-        """Fill `rows`, which no forward uses; what they held before is gone, also where `host` is zero."""
-        index = torch.tensor(rows, device=self.a.device)
-        self.a[index[: host.rank]] = host.a.to(self.a.device, non_blocking=True)
-        self.b[index[: host.rank]] = host.b.to(self.b.device, non_blocking=True)
-
-    @contextmanager
-    def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
-        """Make the forward inside follow `calls`: the adapters of each call, and its rows in the batch."""
-        self.mix = self._mix_of(calls)
-        try:
-            yield
-        finally:
-            self.mix = None
-
-    def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
-        if not any(uses for uses, _ in calls):
-            return None
-        need = max(sum(len(use.rows) for use in uses) for uses, _ in calls)
-        width = next((w for w in _WIDTHS if w >= need), need)
-        rows, scales, heads = [], [], []
-        for uses, n in calls:
-            ids = [row for use in uses for row in use.rows]
-            scale = [use.scale for use in uses for _ in use.rows]
-            padding = width - len(ids)
-            rows += [ids + [0] * padding] * n
-            scales += [scale + [0.0] * padding] * n
-            heads += [{path: head for use in uses for path, head in use.heads.items()}] * n
-        return Mix(
-            torch.tensor(rows, device=self.a.device),
-            torch.tensor(scales, device=self.a.device, dtype=self.a.dtype),
-            frozenset().union(*(use.layers for uses, _ in calls for use in uses)),
-            tuple(heads),
-            tuple(calls),
-        )
-
-    def _hook(self, slot: Slot, add: _Add) -> Any:
-        def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor | None:
-            mix = self.mix
-            if mix is None or slot.index not in mix.layers:
-                return None
-            return add(layer, args[0], y, *self._gathered(slot, mix, len(y)))
-
-        return hook
-
-    def _gathered(self, slot: Slot, mix: Mix, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A (n, R, in), b (n, R, out) and scale (n, R) of a layer's input with n rows."""
-        rows, scale = mix.rows, mix.scale
-        if n != len(rows):
-            if n % len(rows):
-                raise RuntimeError(f"{slot.name} got {n} rows, which no {len(rows)} samples have")
-            # The layer sees pieces of samples (windows, tokens) as its rows, each sample's side by side.
-            rows = rows.repeat_interleave(n // len(rows), 0)
-            scale = scale.repeat_interleave(n // len(scale), 0)
-        flat = rows.flatten()
-        a = self.a[:, slot.a].index_select(0, flat).view(*rows.shape, -1)
-        b = self.b[:, slot.b].index_select(0, flat).view(*rows.shape, -1)
-        return a, b, scale
-
-
-_Add = Callable[
-    [nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
-]
-
-
-def _widths(layer: nn.Module) -> tuple[int, int] | None:
-    """Columns of a and b that the layer needs, or None when LoRA cannot change it."""
+def kind_of(layer: nn.Module) -> Kind | None:
+    """How LoRA changes `layer`, or None when it cannot."""
     if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
+        return Kind((layer.in_features, layer.out_features), _add_linear)
     # peft's own A convolution knows neither groups nor dilation.
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.dilation == (1, 1):
-        return layer.in_channels * math.prod(layer.kernel_size), layer.out_channels
+        return Kind((layer.in_channels * math.prod(layer.kernel_size), layer.out_channels), _add_conv)
+    if isinstance(layer, nn.Embedding):
+        return Kind((layer.num_embeddings, layer.embedding_dim), _add_embedding)
     return None
 
 
-def _add_linear(
-    layer: nn.Module, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
-    """X (n, ..., in), y (n, ..., out); two dimensions are one token each."""
+def dora_rows(weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    """The four extra rows of b, float32 (4, out); see the module's docstring.
+
+    Args:
+        weight: W, (out, ...).
+        down: A, (r, ...), of the same trailing shape.
+        up: B with alpha / rank multiplied in, (out, r).
+        m: magnitudes, `out` numbers in any shape.
+    """
+    w, change = weight.float().flatten(1), up.float() @ down.float().flatten(1)
+    return torch.stack([m.float().flatten(), (w * w).sum(1), (w * change).sum(1), (change * change).sum(1)])
+
+
+def dora_gain(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Magnitude over the adapted weight's norm, (..., out), from `dora_rows` (..., 4, out) and scales (...).
+
+    It is 1 where the four rows are zero: there is no such adapter, or it leaves the layer alone.
+    """
+    m, base, cross, change = rows.float().unbind(-2)
+    s = scale.float()[..., None]
+    squared = (base + 2 * s * cross + s * s * change).clamp(min=0)
+    return (m / squared.sqrt()).nan_to_num(nan=1.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
+    """X (N, ..., in), y (N, ..., out); two dimensions are one token each."""
     n = len(x)
-    hidden = torch.bmm(x.reshape(n, -1, x.shape[-1]), a.transpose(1, 2)) * scale[:, None, :]
-    return torch.baddbmm(y.reshape(n, -1, y.shape[-1]), hidden, b).view(y.shape)
+    hidden = torch.bmm(x.reshape(n, -1, x.shape[-1]), lora.down.transpose(1, 2)) * lora.scale[:, None, :]
+    flat = y.reshape(n, -1, y.shape[-1])
+    if lora.gain is not None:
+        flat = _with_gain(flat, layer.bias, lora.gain)
+    return torch.baddbmm(flat, hidden, lora.b).view(y.shape)
 
 
-def _add_conv(
-    layer: nn.Module, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
-    """X (n, in, height, width), y (n, out, height', width'): A convolves, B mixes channels."""
-    assert isinstance(layer, nn.Conv2d)
+def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
+    """X (N, in, height, width), y (N, out, height', width'): A convolves, B mixes channels."""
+    a = lora.down
     n, rank, _ = a.shape
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
         hidden = torch.bmm(a, x.flatten(2))
@@ -261,4 +117,24 @@ def _add_conv(
         padding: Any = layer.padding
         hidden = functional.conv2d(grouped, weight, stride=layer.stride, padding=padding, groups=n)
         hidden = hidden.view(n, rank, -1)
-    return torch.baddbmm(y.flatten(2), b.transpose(1, 2), hidden * scale[:, :, None]).view(y.shape)
+    flat = y.flatten(2)
+    if lora.gain is not None:
+        flat = _with_gain(flat.transpose(1, 2), layer.bias, lora.gain).transpose(1, 2)
+    return torch.baddbmm(flat, lora.b.transpose(1, 2), hidden * lora.scale[:, :, None]).view(y.shape)
+
+
+def _add_embedding(layer: nn.Embedding, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
+    """X (N, ...) numbers of tokens, y (N, ..., out); positions (1, ...) are shared by all samples."""
+    n = len(lora.rows)
+    if len(x) != n:
+        x, y = x.expand(n, *x.shape[1:]), y.expand(n, *y.shape[1:])
+    hidden = lora.a[lora.rows[:, :, None], x.reshape(n, 1, -1)] * lora.scale[:, :, None]
+    flat = y.reshape(n, -1, y.shape[-1])
+    if lora.gain is not None:
+        flat = _with_gain(flat, None, lora.gain)
+    return torch.baddbmm(flat, hidden.transpose(1, 2), lora.b).view(y.shape)
+
+
+def _with_gain(y: torch.Tensor, bias: torch.Tensor | None, gain: torch.Tensor) -> torch.Tensor:
+    """Output (N, T, out) times gain (N, 1, out), the bias left as it is."""
+    return y * gain if bias is None else torch.addcmul(bias - bias * gain, y, gain)

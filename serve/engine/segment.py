@@ -23,8 +23,16 @@ from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
-from serve.engine.lora_layers import RowPool
-from serve.engine.requests import EngineInfo, Fetch, ImageRequest, ImageResult, SegmentRequest, SegmentResult
+from serve.engine.requests import (
+    EngineInfo,
+    Fetch,
+    ImageRequest,
+    ImageResult,
+    LoraUse,
+    SegmentRequest,
+    SegmentResult,
+)
+from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import CallShape, SharedModule
 
 _NO_CLASS = float("-inf")  # logit of a class that a sample's own head does not have
@@ -105,16 +113,22 @@ class SegmentEngine:
         uses = (request.adapter,) if request.adapter else ()
         with self._core.session(uses, request.timeout_s) as session:
             output = session.client.call(self._shared, (pixels,), {})
-            id2label = dict((session.hosts[0].labels if session.hosts else None) or self._labels)
+            id2label = dict((session.adapters[0].labels if session.adapters else None) or self._labels)
             labels, scores = _read_labels(output.logits[0].float(), request.image.shape[:2])
             return SegmentResult(labels=labels, scores=scores, id2label=id2label, timings=session.timings())
 
     def logits(self, request: SegmentRequest) -> torch.Tensor:
         """What `segment` starts from: (C, h, w)."""
         uses = (request.adapter,) if request.adapter else ()
-        with self._core.session(uses, request.timeout_s) as session:
-            output = session.client.call(self._shared, (self._pixels(request.image),), {})
-            return _own_classes(output.logits[0])
+        return _own_classes(self.logits_of(self._pixels(request.image), uses, request.timeout_s)[0])
+
+    def logits_of(
+        self, pixels: torch.Tensor, uses: Sequence[LoraUse], timeout_s: float | None = None
+    ) -> torch.Tensor:
+        """Logits (N, C, h, w) of prepared pixels (N, 3, H, W), all with the same adapters."""
+        with self._core.session(uses, timeout_s) as session:
+            logits: torch.Tensor = session.client.call(self._shared, (pixels,), {}).logits
+            return logits
 
     def info(self) -> EngineInfo:
         """The state now."""

@@ -177,6 +177,8 @@ class Owner:
         """Forwards run, by module name."""
         self.calls: Counter[str] = Counter()
         """Calls answered, by module name."""
+        self.mix_adapters = True
+        """False lets only calls with the same adapters share a forward: for comparison."""
         self._mixed, self._max_gather_s = mixed, max_gather_s
         self._tickets = itertools.count()
         self._changed = threading.Condition()
@@ -203,6 +205,8 @@ class Owner:
     def submit(self, client: Client, module: SharedModule, arguments: dict[str, Any], rows: int) -> _Call:
         """Put a call in line."""
         group = module.group(arguments)
+        if not self.mix_adapters:
+            group = (*group, *((use.rows, use.scale) for use in client.adapters))
         waiting = Waiting(
             ticket=next(self._tickets),
             group=group,

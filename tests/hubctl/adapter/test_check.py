@@ -15,6 +15,7 @@ class Module:
     module: str = "attn2.to_k"
     a_shape: tuple[int, ...] = (4, 768)
     b_shape: tuple[int, ...] = (320, 4)
+    embedding: bool = False
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Head:
 
 BASE = {
     "unet": {"attn2.to_k.weight": (320, 768), "conv.weight": (8, 4, 3, 3), "norm.weight": (320,)},
+    "text_encoder": {"embeddings.token_embedding.weight": (49408, 768)},
     "model": {
         "decode_head.fuse.weight": (16, 32),
         "decode_head.classifier.weight": (2, 16, 1, 1),
@@ -35,10 +37,17 @@ BASE = {
     },
 }
 LINEAR = Module()
+TABLE = Module(
+    component="text_encoder",
+    module="embeddings.token_embedding",
+    a_shape=(4, 49408),
+    b_shape=(768, 4),
+    embedding=True,
+)
 CONV = Module(module="conv", a_shape=(4, 4, 3, 3), b_shape=(8, 4, 1, 1))
 
 
-@pytest.mark.parametrize("modules", [[LINEAR], [CONV], [LINEAR, CONV]])
+@pytest.mark.parametrize("modules", [[LINEAR], [CONV], [TABLE], [LINEAR, CONV]])
 def test_what_fits(modules: list[Module]) -> None:
     fit = check_fit(modules, [], BASE)
     assert fit.fits

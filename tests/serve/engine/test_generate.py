@@ -60,6 +60,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ),
         tiny.write_lora(folder / "rslora", base, seed=6, rank=4, alpha=2, use_rslora=True),
         tiny.write_lora(
+            folder / "dora",
+            base,
+            seed=8,
+            rank=4,
+            alpha=6,
+            use_dora=True,
+            targets=(*tiny.ATTENTION, *tiny.CONVOLUTIONS),
+        ),
+        tiny.write_lora(
             folder / "pattern",
             base,
             seed=7,
@@ -85,7 +94,9 @@ def ask(prompt: str = "a red apple", seed: int = 7, **changes: object) -> ImageR
     )
 
 
-@pytest.mark.parametrize("name", ["attention", "wide", "locon", "text", "text-old", "rslora", "pattern"])
+@pytest.mark.parametrize(
+    "name", ["attention", "wide", "locon", "text", "text-old", "rslora", "dora", "pattern"]
+)
 def test_one_adapter_is_what_diffusers_makes_of_it(world: World, name: str) -> None:
     request = ask(loras=(world.use(name, 0.8),))
     want = world.truth(request)
@@ -128,7 +139,15 @@ def different(world: World) -> list[ImageRequest]:
         ask("cat", 3, num_inference_steps=6, scheduler="euler", loras=(world.use("wide", 0.5),)),
         ask("car", 4, num_inference_steps=5, scheduler="dpm++_2m", loras=(world.use("locon", 1.2),)),
         ask("hat", 5, num_inference_steps=4, scheduler="unipc", loras=(world.use("text", -1.0),)),
-        ask("sun", 6, num_inference_steps=7, scheduler="pndm", negative_prompt="moon", guidance_scale=3.0),
+        ask(
+            "sun",
+            6,
+            num_inference_steps=7,
+            scheduler="pndm",
+            negative_prompt="moon",
+            guidance_scale=3.0,
+            loras=(world.use("dora", 0.7),),
+        ),
         ask("bee", 7, num_images=2, scheduler="euler_a", loras=(world.use("rslora"), world.use("wide", 0.3))),
         ask("owl", 8, num_inference_steps=4, scheduler="lcm", loras=(world.use("pattern", 2.0),)),
     ]
@@ -265,7 +284,7 @@ def test_more_adapters_than_rows_take_turns(world: World) -> None:
             got = list(pool.map(engine.generate_floats, requests))
         for request, images in zip(requests[: len(names)], got, strict=False):
             assert np.abs(images - world.truth(request)).max() <= TOLERANCE
-        with pytest.raises(InputError, match="rank 13 together, the server has 11 rows"):
+        with pytest.raises(InputError, match="13 rows together, the server has 11"):
             engine.generate(ask(loras=(world.use("attention"), world.use("wide"))))
     finally:
         engine.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from serve.engine.lora_layers import HostRows, PooledUse, RowPool, Uses
+from serve.engine.row_pool import HostLayer, HostRows, PooledUse, RowPool, Uses
 
 SAMPLES = 4
 
@@ -36,12 +36,9 @@ def _pool(layer: nn.Module, ranks: Sequence[int]) -> tuple[RowPool, list[Adapter
         a = torch.randn(rank, *weight.shape[1:]) / weight[0].numel() ** 0.5
         b = torch.randn(weight.shape[0], rank)
         rows = tuple(range(first, first + rank))
-        host = HostRows(
-            torch.zeros(rank, pool.a.shape[1]), torch.zeros(rank, pool.b.shape[1]), frozenset({0})
-        )
-        slot = next(iter(pool.slots.values()))
-        host.a[:, slot.a], host.b[:, slot.b] = a.flatten(1), b.T
-        pool.write(rows, host)
+        (slot,) = pool.slots.values()
+        layers = (HostLayer(slot, rank, rank, 0, 0),)
+        pool.write(rows, HostRows(a.flatten(), b.T.flatten(), layers, rank, dora=False))
         adapters.append(Adapter(a, b, rows))
         first += rank
     return pool, adapters

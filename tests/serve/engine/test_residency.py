@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hubctl.errors import AdapterError, InputError
+from hubctl.errors import AdapterError, InputError, UnavailableError
 from hubctl.refs import PinnedRef
-from serve.engine.lora_layers import HostRows, RowPool
 from serve.engine.requests import LoraUse
-from serve.engine.residency import HostAdapter, Residency
+from serve.engine.residency import MAX_REFUSED, Adapter, Loaded, Residency
+from serve.engine.row_pool import HostLayer, HostRows, RowPool
 
 
 def ref(name: str) -> PinnedRef:
@@ -33,17 +33,20 @@ class Disk:
         self.gate = threading.Event()
         self.gate.set()
 
-    def load(self, pinned: PinnedRef) -> HostAdapter:
+    def load(self, pinned: PinnedRef) -> Loaded:
         name = pinned.repo_id.removeprefix("tests/")
         self.loads.append(name)
         assert self.gate.wait(10)
         if name == "x":
             raise AdapterError("broken")
+        if name == "u":
+            raise UnavailableError("no answer")
         rank = {"h": 0, "b": 5}.get(name, 2)
         fill = float(ord(name))
-        a = torch.full((rank, self.pool.a.shape[1]), fill)
-        b = torch.full((rank, self.pool.b.shape[1]), fill)
-        return HostAdapter(HostRows(a, b, frozenset({0})), {}, None)
+        (slot,) = self.pool.slots.values()
+        numbers = torch.full((rank * 4,), fill)
+        rows = HostRows(numbers, numbers, (HostLayer(slot, rank, rank, 0, 0),), rank, dora=False)
+        return Loaded(Adapter(rank=rank, rows=rank, layers=frozenset({0}), heads={}, labels=None), rows)
 
     def residency(self, host_bytes: int = 1 << 20) -> Residency:
         return Residency(self.pool, self.load, total_rows=9, host_bytes=host_bytes)
@@ -63,7 +66,7 @@ def test_an_adapter_is_read_once_and_its_rows_are_filled() -> None:
         with residency.lease([use("a")], None) as (pooled,):
             assert residency.leases(ref("a")) == 1
             assert len(pooled.rows) == 2
-            assert (disk.pool.a[list(pooled.rows)] == ord("a")).all()
+            assert (disk.pool.a[list(pooled.rows), :4] == ord("a")).all()
             assert (disk.pool.a[0] == 0).all()
     assert disk.loads == ["a"]
     assert residency.leases(ref("a")) == 0
@@ -75,21 +78,72 @@ def test_many_at_once_read_it_once() -> None:
     residency = disk.residency()
     disk.gate.clear()
     with ThreadPoolExecutor(6) as pool:
-        futures = [pool.submit(residency.host, ref("a")) for _ in range(6)]
+        futures = [pool.submit(residency.prefetch, ref("a")) for _ in range(6)]
         until(lambda: disk.loads == ["a"])
         disk.gate.set()
         assert len({id(future.result(10)) for future in futures}) == 1
     assert disk.loads == ["a"]
 
 
-def test_a_failed_load_reaches_all_who_wait_and_is_tried_again() -> None:
+def test_what_the_gate_refused_is_not_read_again() -> None:
+    disk = Disk()
+    residency = disk.residency()
+    errors = []
+    for _ in range(3):
+        with pytest.raises(AdapterError, match="broken") as info, residency.lease([use("x")], None):
+            pass
+        errors.append(info.value)
+    assert disk.loads == ["x"]
+    assert len({id(error) for error in errors}) == 3
+    assert residency.rows_free == 8
+
+
+def test_a_hub_that_could_not_be_reached_is_asked_again() -> None:
     disk = Disk()
     residency = disk.residency()
     for _ in range(2):
-        with pytest.raises(AdapterError, match="broken"), residency.lease([use("x")], None):
+        with pytest.raises(UnavailableError), residency.lease([use("u")], None):
             pass
-    assert disk.loads == ["x", "x"]
-    assert residency.rows_free == 8
+    assert disk.loads == ["u", "u"]
+
+
+def test_the_memory_of_refusals_is_bounded() -> None:
+    disk = Disk()
+    residency = disk.residency()
+    for i in range(MAX_REFUSED + 1):
+        with pytest.raises(AdapterError):
+            residency.prefetch(PinnedRef("tests/x", "main", f"{i:040}", "0" * 64))
+    assert len(residency._refused) == MAX_REFUSED
+
+
+def test_resident_adapters_need_no_host_memory() -> None:
+    disk = Disk()
+    residency = disk.residency(host_bytes=1)
+    for name in "acacac":
+        with residency.lease([use(name)], None):
+            pass
+    assert disk.loads == ["a", "c"]
+
+
+def test_a_pinned_adapter_stays() -> None:
+    disk = Disk()
+    residency = disk.residency()
+    residency.pin(ref("a"))
+    residency.pin(ref("a"))
+    for name in "cdeb":
+        with residency.lease([use(name)], None):
+            pass
+    assert ref("a") in residency.resident
+    residency.unpin(ref("a"))
+    residency.unpin(ref("a"))
+    for name in "cde":
+        with residency.lease([use(name)], None):
+            pass
+    with residency.lease([use("b")], None):
+        assert ref("a") not in residency.resident
+    with pytest.raises(AdapterError):
+        residency.pin(ref("x"))
+    residency.unpin(ref("x"))
 
 
 def test_rows_of_the_unused_are_taken() -> None:
@@ -100,11 +154,11 @@ def test_rows_of_the_unused_are_taken() -> None:
             pass
     assert residency.rows_free == 0
     with residency.lease([use("b")], None) as (pooled,):
-        assert (disk.pool.b[list(pooled.rows)] == ord("b")).all()
+        assert (disk.pool.b[list(pooled.rows), :4] == ord("b")).all()
     assert residency.resident == (ref("e"), ref("b"))
     assert disk.loads == list("acdeb")  # host memory keeps what rows lose
     with residency.lease([use("a")], None) as (pooled,):
-        assert (disk.pool.b[list(pooled.rows)] == ord("a")).all()
+        assert (disk.pool.b[list(pooled.rows), :4] == ord("a")).all()
     assert disk.loads == list("acdeb")
 
 
@@ -140,7 +194,7 @@ def test_a_deadline_ends_the_wait_for_rows() -> None:
 
 def test_more_than_there_is_is_refused_at_once() -> None:
     residency = Disk().residency()
-    with pytest.raises(InputError, match="rank 9 together, the server has 8 rows"):
+    with pytest.raises(InputError, match="9 rows together, the server has 8"):
         residency.lease([use("b"), use("a"), use("c")], None).__enter__()
 
 
@@ -166,5 +220,5 @@ def test_host_memory_has_a_budget() -> None:
     disk.loads.clear()
     residency = disk.residency(host_bytes=2 * size)
     for name in ("a", "c", "a", "d", "a", "c"):
-        residency.host(ref(name))
+        residency.prefetch(ref(name))
     assert disk.loads == ["a", "c", "d", "c"]

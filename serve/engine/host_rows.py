@@ -1,0 +1,74 @@
+"""An adapter's weights file as rows for the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from hubctl.adapter.header import non_finite
+from hubctl.adapter.layout import AdapterLayout, LoraModule
+from hubctl.errors import AdapterError, AdapterMismatchError
+from serve.engine.lora_layers import DORA_ROWS, dora_rows
+from serve.engine.row_pool import HostLayer, HostRows, RowPool, Slot
+
+
+def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
+    """Bring the LoRA part of an adapter into the form of the pool's rows, pinned where there is a GPU.
+
+    Raises:
+        AdapterMismatchError: a module has no slot here, or another shape.
+        AdapterError: it holds NaN, infinity, or values beyond the pool's precision.
+    """
+    layers, a_end, b_end = [], 0, 0
+    for module in layout.modules:
+        slot = _slot(module, pool.slots)
+        b_rows = module.rank + (DORA_ROWS if module.magnitude_key else 0)
+        layers.append(HostLayer(slot, module.rank, b_rows, a_end, b_end))
+        a_end += module.rank * (slot.a.stop - slot.a.start)
+        b_end += b_rows * (slot.b.stop - slot.b.start)
+    pinned = pool.a.is_cuda
+    a = torch.empty(a_end, dtype=pool.a.dtype, pin_memory=pinned)
+    b = torch.empty(b_end, dtype=pool.b.dtype, pin_memory=pinned)
+    with safe_open(layout.weights_file, framework="pt") as file:
+        for module, layer in zip(layout.modules, layers, strict=True):
+            down, up = file.get_tensor(module.a_key), file.get_tensor(module.b_key)
+            flat_a = a[layer.a_start :][: down.numel()].view(module.rank, -1)
+            flat_b = b[layer.b_start :][: layer.b_rows * len(up)].view(layer.b_rows, -1)
+            flat_a.copy_(down.flatten(1))
+            up = up.flatten(1) if module.scale == 1 else up.flatten(1).float() * module.scale
+            flat_b[: module.rank].copy_(up.T)
+            if module.magnitude_key:
+                weight: Any = layer.slot.layer.weight.detach().cpu()  # type: ignore[operator]
+                weight = weight.T if module.embedding else weight
+                m = file.get_tensor(module.magnitude_key)
+                flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))
+    _refuse_non_finite(layout, a, b)
+    rank = max((m.rank for m in layout.modules), default=0)
+    return HostRows(a, b, tuple(layers), rank, any(m.magnitude_key for m in layout.modules))
+
+
+def _slot(module: LoraModule, slots: Mapping[str, Slot]) -> Slot:
+    name = f"{module.component}.{module.module}"
+    slot = slots.get(name)
+    if slot is None:
+        raise AdapterMismatchError(f"this base cannot adapt '{name}'")
+    weight = slot.layer.weight
+    assert isinstance(weight, torch.Tensor)
+    out, into = (1, 0) if module.embedding else (0, 1)
+    if module.b_shape[0] != weight.shape[out] or module.a_shape[1] != weight.shape[into]:
+        raise AdapterMismatchError(f"'{name}' has another shape in the base")
+    if module.a_shape[2:] != tuple(weight.shape[2:]):
+        raise AdapterMismatchError(f"'{name}' has another kernel in the base")
+    return slot
+
+
+def _refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:
+    # The extremes are NaN when any value is: one pass, and nothing as large as the tensor is made.
+    if all(extreme.isfinite() for t in tensors if t.numel() for extreme in t.aminmax()):
+        return
+    if bad := non_finite(layout.weights_file, layout.header):
+        raise AdapterError(f"{len(bad)} of its tensors hold NaN or infinity, '{bad[0]}' first")
+    raise AdapterError(f"the adapter holds values that do not fit {tensors[0].dtype}")

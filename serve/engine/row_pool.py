@@ -1,0 +1,262 @@
+"""The row pool: the rank rows of all adapters of one base, and the hooks that add them to its layers.
+
+Every layer that LoRA can change gets a slot: a range of columns in two tensors that all layers share,
+
+    a (P, sum of in)      b (P, sum of out)       P = rows of the pool; row 0 is always zero
+
+so that loading an adapter of rank r fills r rows of each, and activating it is an index: in a forward each
+sample has a list of R row ids and scales, padded with row 0. The layers stay what they are: the sum is done
+in forward hooks, so module paths, classes and weights do not change.
+
+`write` may be called from any thread for rows that no forward uses; `mixed` belongs to the owner thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hubctl.adapter.names import current_name
+from serve.engine.lora_layers import DORA_ROWS, Add, Gathered, dora_gain, kind_of
+
+_ALIGN = 16  # columns: every slot starts where wide loads can
+_WIDTHS = (4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One layer's columns in the pool."""
+
+    index: int
+    name: str
+    """`component.path`, in the current spelling."""
+    layer: nn.Module
+    a: slice
+    b: slice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostLayer:
+    """One layer's part of an adapter, in host memory: where it lies in the flat tensors of `HostRows`."""
+
+    slot: Slot
+    rank: int
+    b_rows: int
+    """`rank`, and with DoRA the extra rows, which come last."""
+    a_start: int
+    b_start: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostRows:
+    """An adapter's rows in host memory, ready to be copied into the pool."""
+
+    a: torch.Tensor
+    """One dimension: for each layer (rank, in)."""
+    b: torch.Tensor
+    """One dimension: for each layer (b_rows, out); alpha / rank is multiplied in."""
+    layers: tuple[HostLayer, ...]
+    rank: int
+    dora: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows that it takes."""
+        return self.rank + (DORA_ROWS if self.dora else 0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes."""
+        return self.a.nbytes + self.b.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PooledUse:
+    """One adapter of one request, once its rows are filled."""
+
+    rows: tuple[int, ...]
+    """Its rank rows."""
+    scale: float
+    layers: frozenset[int]
+    """Slots that it changes."""
+    heads: Mapping[str, nn.Module]
+    """Modules that it replaces whole, by path."""
+    dora: tuple[int, ...] = ()
+    """Its `DORA_ROWS` further rows."""
+
+
+Uses = tuple[PooledUse, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DoraMix:
+    """Which of a sample's adapters use DoRA."""
+
+    rows: torch.Tensor
+    """(N, D, 4) int64; row 0 for those that are not there."""
+    scale: torch.Tensor
+    """(N, D)"""
+    before: torch.Tensor
+    """(N, R) int64: how many of the D come before the adapter that a rank row belongs to."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mix:
+    """What each sample of the present forward uses."""
+
+    rows: torch.Tensor
+    """(N, R) int64"""
+    scale: torch.Tensor
+    """(N, R)"""
+    dora: DoraMix | None
+    layers: frozenset[int]
+    """Slots that any sample changes; the others run bare."""
+    heads: tuple[Mapping[str, nn.Module], ...]
+    """(N)"""
+
+    def each(self, times: int) -> Mix:
+        """The mix of a layer that sees every sample as `times` rows, side by side (windows, tokens)."""
+        return self._picked(torch.arange(len(self.rows), device=self.rows.device).repeat_interleave(times))
+
+    def part(self, samples: Sequence[int]) -> Mix:
+        """The mix of some of the samples."""
+        return self._picked(torch.tensor(samples, device=self.rows.device))
+
+    def _picked(self, index: torch.Tensor) -> Mix:
+        dora = self.dora and DoraMix(*(t[index] for t in (self.dora.rows, self.dora.scale, self.dora.before)))
+        heads = tuple(self.heads[i] for i in index.tolist()) if any(self.heads) else ({},) * len(index)
+        return Mix(self.rows[index], self.scale[index], dora, self.layers, heads)
+
+
+class RowPool:
+    """The rows of all adapters of one base, and the hooks that add them to its layers."""
+
+    def __init__(self, components: Mapping[str, nn.Module], total_rows: int) -> None:
+        """Hook every layer of `components` that LoRA can change; they are on their device already."""
+        self.slots: dict[str, Slot] = {}
+        self.mix: Mix | None = None
+        """Of the forward that is running; owner thread only."""
+        a_end = b_end = 0
+        first = next(next(iter(components.values())).parameters())
+        for component, root in components.items():
+            for path, layer in root.named_modules():
+                if (kind := kind_of(layer)) is None:
+                    continue
+                name = f"{component}.{current_name(component, path)}"
+                a, b = slice(a_end, a_end + kind.widths[0]), slice(b_end, b_end + kind.widths[1])
+                self.slots[name] = slot = Slot(len(self.slots), name, layer, a, b)
+                a_end = math.ceil(a.stop / _ALIGN) * _ALIGN
+                b_end = math.ceil(b.stop / _ALIGN) * _ALIGN
+                layer.register_forward_hook(self._hook(slot, kind.add))
+        self.a = torch.zeros(total_rows, a_end, device=first.device, dtype=first.dtype)
+        self.b = torch.zeros(total_rows, b_end, device=first.device, dtype=first.dtype)
+
+    def write(self, rows: Sequence[int], host: HostRows) -> None:
+        """Fill `rows`, which no forward uses; all that they held before is gone."""
+        index = torch.tensor(rows, device=self.a.device)
+        self.a.index_fill_(0, index, 0)
+        self.b.index_fill_(0, index, 0)
+        a = host.a.to(self.a.device, non_blocking=True)
+        b = host.b.to(self.b.device, non_blocking=True)
+        for layer in host.layers:
+            _fill(self.a[:, layer.slot.a], index[: layer.rank], a, layer.a_start)
+            _fill(self.b[:, layer.slot.b], index[: layer.rank], b, layer.b_start)
+            if layer.b_rows > layer.rank:
+                start = layer.b_start + layer.rank * (layer.slot.b.stop - layer.slot.b.start)
+                _fill(self.b[:, layer.slot.b], index[host.rank :], b, start)
+
+    @contextmanager
+    def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
+        """Make the forward inside follow `calls`: the adapters of each call, and its rows in the batch."""
+        self.mix = self._mix_of(calls)
+        try:
+            yield
+        finally:
+            self.mix = None
+
+    def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
+        if not any(uses for uses, _ in calls):
+            return None
+        need = max(sum(len(use.rows) for use in uses) for uses, _ in calls)
+        width = next((w for w in _WIDTHS if w >= need), need)
+        rows, scales, heads = [], [], []
+        for uses, n in calls:
+            ids = [row for use in uses for row in use.rows]
+            scale = [use.scale for use in uses for _ in use.rows]
+            rows += [_padded(ids, width, 0)] * n
+            scales += [_padded(scale, width, 0.0)] * n
+            heads += [{path: head for use in uses for path, head in use.heads.items()}] * n
+        return Mix(
+            self._on_device(rows),
+            self._on_device(scales).to(self.a.dtype),
+            self._dora_of(calls, width),
+            frozenset().union(*(use.layers for uses, _ in calls for use in uses)),
+            tuple(heads),
+        )
+
+    def _dora_of(self, calls: Sequence[tuple[Uses, int]], width: int) -> DoraMix | None:
+        most = max(sum(bool(use.dora) for use in uses) for uses, _ in calls)
+        if not most:
+            return None
+        rows, scales, before = [], [], []
+        for uses, n in calls:
+            with_dora = [use for use in uses if use.dora]
+            counts = itertools.accumulate((bool(use.dora) for use in uses), initial=0)
+            owner = [count for use, count in zip(uses, counts, strict=False) for _ in use.rows]
+            rows += [_padded([list(use.dora) for use in with_dora], most, [0] * DORA_ROWS)] * n
+            scales += [_padded([use.scale for use in with_dora], most, 0.0)] * n
+            before += [_padded(owner, width, 0)] * n
+        return DoraMix(self._on_device(rows), self._on_device(scales), self._on_device(before))
+
+    def _on_device(self, values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self.a.device)
+
+    def _hook(self, slot: Slot, add: Add) -> Any:
+        def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor | None:
+            mix = self.mix
+            if mix is None or slot.index not in mix.layers:
+                return None
+            return add(layer, args[0], y, self._gathered(slot, mix, len(y)))
+
+        return hook
+
+    def _gathered(self, slot: Slot, mix: Mix, n: int) -> Gathered:
+        """What the `n` rows of a layer's input use."""
+        samples = len(mix.rows)
+        if n != samples and not (n == 1 and isinstance(slot.layer, nn.Embedding)):
+            if n % samples:
+                raise RuntimeError(f"{slot.name} got {n} rows, which no {samples} samples have")
+            mix = mix.each(n // samples)
+        b = self.b[:, slot.b].index_select(0, mix.rows.flatten()).view(*mix.rows.shape, -1)
+        if mix.dora is None:
+            return Gathered(mix.rows, self.a[:, slot.a], b, mix.scale, None)
+        b, gain = self._with_dora(slot, mix.dora, b)
+        return Gathered(mix.rows, self.a[:, slot.a], b, mix.scale, gain)
+
+    def _with_dora(self, slot: Slot, dora: DoraMix, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`b` (N, R, out) times its gains, and the gain (N, 1, out) of the layer's own output.
+
+        As in peft, an adapter with DoRA scales all that was there before it: the layer's own output and
+        that of the adapters before.
+        """
+        gain = dora_gain(self.b[:, slot.b][dora.rows], dora.scale).to(b.dtype)
+        after = torch.cat([gain.flip(1).cumprod(1).flip(1), torch.ones_like(gain[:, :1])], dim=1)
+        before = dora.before[..., None].expand(-1, -1, b.shape[-1])
+        return b * after.gather(1, before), after[:, :1]
+
+
+def _fill(columns: torch.Tensor, rows: torch.Tensor, flat: torch.Tensor, start: int) -> None:
+    """Copy (len(rows), width) numbers that begin at `start` of `flat` into some rows of a slot."""
+    width = columns.shape[1]
+    columns.index_copy_(0, rows, flat[start : start + len(rows) * width].view(len(rows), width))
+
+
+def _padded(values: list[Any], length: int, filling: Any) -> list[Any]:
+    return values + [filling] * (length - len(values))

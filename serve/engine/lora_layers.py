@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubctl.adapter.layout import AdapterLayout
-from hubctl.adapter.names import current_name
+from hubctl.adapter.names import current_name, renames
 from hubctl.errors import AdapterError, AdapterMismatchError
 
 _ALIGN = 16  # columns: every slot starts where wide loads can
@@ -116,12 +116,13 @@ class RowPool:
         a_end = b_end = 0
         first = next(next(iter(components.values())).parameters())
         for component, root in components.items():
+            rules = renames(component, (path for path, _ in root.named_modules()))
             for path, layer in root.named_modules():
                 if (widths := _widths(layer)) is None:
                     continue
                 slot = Slot(
                     len(self.slots),
-                    f"{component}.{current_name(component, path)}",
+                    f"{component}.{current_name(path, rules)}",
                     slice(a_end, a_end + widths[0]),
                     slice(b_end, b_end + widths[1]),
                 )

@@ -89,6 +89,55 @@ FAMILIES = (
         denoiser="model",
         default_targets=("q_proj", "v_proj"),
     ),
+    Family(
+        name="beit",
+        task="image-segmentation",
+        classes=("BeitForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("q_proj", "v_proj"),
+    ),
+    Family(
+        name="dpt",
+        task="image-segmentation",
+        classes=("DPTForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("query", "value"),
+    ),
+    Family(
+        name="data2vec-vision",
+        task="image-segmentation",
+        classes=("Data2VecVisionForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("query", "value"),
+    ),
+    Family(
+        name="upernet",
+        task="image-segmentation",
+        classes=("UperNetForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("q_proj", "v_proj"),  # of Swin and DINOv2; a ConvNeXt backbone has none
+    ),
+    Family(
+        name="mobilevit",
+        task="image-segmentation",
+        classes=("MobileViTForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("query", "value"),
+    ),
+    Family(
+        name="mobilevitv2",
+        task="image-segmentation",
+        classes=("MobileViTV2ForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("qkv_proj.convolution",),
+    ),
+    Family(
+        name="mobilenet-v2",
+        task="image-segmentation",
+        classes=("MobileNetV2ForSemanticSegmentation",),
+        denoiser="model",
+        default_targets=("expand_1x1.convolution", "reduce_1x1.convolution"),
+    ),
 )
 
 

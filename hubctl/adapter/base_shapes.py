@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from hubctl.adapter.header import read_header
-from hubctl.adapter.names import current_name
+from hubctl.adapter.names import current_name, renames
 from hubctl.errors import AdapterError, InputError
 from hubctl.families import Family
 
@@ -32,11 +32,9 @@ def read_base_shapes(folder: Path, family: Family) -> BaseShapes:
             headers = [read_header(file) for file in files]
         except AdapterError as error:
             raise InputError(f"the base model is broken: {error.message}") from error
-        shapes[component] = {
-            current_name(component, name): tensor.shape
-            for header in headers
-            for name, tensor in header.tensors.items()
-        }
+        tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+        rules = renames(component, tensors)
+        shapes[component] = {current_name(name, rules): tensor.shape for name, tensor in tensors.items()}
     return shapes
 
 

@@ -55,7 +55,8 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
     A pair fits a weight of shape (out, in[, height, width]) when A is (rank, in[, height, width]) and B is
     (out, rank[, 1, 1]); a table of embeddings, whose weight is (in, out), when A is (rank, in). A head comes
     whole: every tensor that the base has there, with the same shape, except that the first dimension of one
-    layer (the classifier) may differ, since that is the number of classes.
+    layer (the classifier) may differ, since that is the number of classes; an auxiliary head has such a layer
+    too.
     """
     problems: list[str] = []
     total = 0
@@ -77,21 +78,24 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
 def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]]) -> tuple[int, list[str]]:
     """How many tensors the heads have or should have, and what is wrong with them."""
     problems: list[str] = []
-    classes: dict[str, set[int]] = {}  # layer whose first dimension differs → its new first dimensions
+    changed: dict[tuple[str, str], set[tuple[int, int]]] = {}  # (head, layer) → its widths, old and new
     for h in heads:
         if h.name not in known:
             problems.append(f"the base has no tensor '{h.name}'")
         elif known[h.name][1:] != h.shape[1:] or len(known[h.name]) != len(h.shape):
             problems.append(f"'{h.name}' is {_x(known[h.name])} in the base, {_x(h.shape)} in the adapter")
         elif known[h.name] != h.shape:
-            classes.setdefault(h.name.rpartition(".")[0], set()).add(h.shape[0])
-    for layer in classes:
-        # Weight and bias of the classifier change together, nothing else does.
-        if len(classes) > 1 or len(classes[layer]) > 1 or not _whole(layer, heads, known, classes[layer]):
+            layer = h.name.rpartition(".")[0]
+            changed.setdefault((h.module, layer), set()).add((known[h.name][0], h.shape[0]))
+    # One layer of each head, its weight and bias alike, and the auxiliary head's as the main head's.
+    alone = len({head for head, _ in changed}) == len(changed)
+    alike = len(set().union(*changed.values())) <= 1
+    for (_, layer), widths in changed.items():
+        if not (alone and alike and _whole(layer, heads, known, {new for _, new in widths})):
             problems.append(f"'{layer}' has another width than in the base")
     saved = {h.name for h in heads}
     modules = {h.module for h in heads}
-    missing = [name for name in known if name not in saved and any(f".{m}." in f".{name}" for m in modules)]
+    missing = [n for n in known if n not in saved and any(n.startswith(f"{m}.") for m in modules)]
     problems += [f"the adapter's head lacks '{name}'" for name in missing]
     return len(heads) + len(missing), problems
 

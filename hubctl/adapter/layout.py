@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from hubctl.adapter.header import Header, read_header
-from hubctl.adapter.names import current_name
+from hubctl.adapter.names import Renames, current_name, renames
 from hubctl.errors import AdapterError
 
 WEIGHTS_DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -81,8 +82,10 @@ class HeadTensor:
     """One tensor of a module that the adapter replaces whole (peft's `modules_to_save`)."""
 
     module: str
+    """Path of the replaced module, as today's libraries spell it."""
     key: str
     name: str
+    """Path of the tensor, likewise."""
     shape: tuple[int, ...]
 
 
@@ -141,13 +144,14 @@ def _layout(
     if peft_config is not None:
         _refuse_variants(peft_config)
     saved = _saved_modules(peft_config or {})
+    places = {key: _split(key, dialect) for key in header.tensors}
+    rules = _rules(places.values())
     pairs: dict[tuple[str, str], dict[str, str]] = {}
     heads = []
-    for key in header.tensors:
-        component, name = _split(key, dialect)
+    for key, (component, name) in places.items():
         suffix = next((s for s in _HALVES if name.endswith(s)), None)
         if suffix:
-            layer = current_name(component, name.removesuffix(suffix))
+            layer = current_name(name.removesuffix(suffix), rules[component])
             found, half = pairs.setdefault((component, layer), {}), _HALVES[suffix]
             if half in found:
                 raise AdapterError(f"'{key[:80]}' and '{found[half][:80]}' are one layer under two names")
@@ -155,9 +159,9 @@ def _layout(
         elif owner := _owner(name, saved):
             heads.append(
                 HeadTensor(
-                    module=owner,
+                    module=current_name(owner, rules[component]),
                     key=key,
-                    name=current_name(component, name),
+                    name=current_name(name, rules[component]),
                     shape=header.tensors[key].shape,
                 )
             )
@@ -194,6 +198,14 @@ def _split(key: str, dialect: str) -> tuple[str, str]:
     _refuse_key(key)
 
 
+def _rules(places: Collection[tuple[str, str]]) -> dict[str, Renames]:
+    """How each component's names become current ones."""
+    return {
+        component: renames(component, [name for other, name in places if other == component])
+        for component in {component for component, _ in places}
+    }
+
+
 def _module(
     component: str, module: str, halves: dict[str, str], header: Header, config: dict[str, Any]
 ) -> LoraModule:
@@ -210,7 +222,8 @@ def _module(
         raise AdapterError(f"'{where}' and the adapter's settings do not agree whether it uses DoRA")
     if "M" in halves and math.prod(header.tensors[halves["M"]].shape) != b[0]:
         raise AdapterError(f"'{where}' has another number of magnitudes than outputs")
-    as_saved = re.sub(r"\.lora_\w+(\.down)?(\.weight)?$", "", halves["A"])
+    prefix = _PEFT_PREFIX if component == "model" else component + "."
+    as_saved = re.sub(r"\.lora_\w+(\.down)?(\.weight)?$", "", halves["A"]).removeprefix(prefix)
     stated = _setting(config, "rank_pattern", "r", rank, (module, as_saved))
     if stated != rank:
         raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated:g}")
@@ -251,8 +264,7 @@ def _matches(pattern: str, names: tuple[str, ...]) -> bool:
     if not re.fullmatch(r"[\w.]+", plain):
         raise AdapterError(f"the rank or alpha pattern '{pattern[:80]}' is not a plain module path")
     whole = pattern.startswith("^")
-    plains = {plain, current_name("model", plain)}
-    return any(name == p or (not whole and name.endswith("." + p)) for name in names for p in plains)
+    return any(name == plain or (not whole and name.endswith("." + plain)) for name in names)
 
 
 def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
@@ -263,11 +275,10 @@ def _saved_modules(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _owner(name: str, saved: tuple[str, ...]) -> str | None:
-    """The entry of `modules_to_save` that the tensor `name` belongs to."""
-    for module in saved:
-        if f".{module}." in f".{name}":
-            return module
-    return None
+    """The path of the module that is saved whole and has the tensor `name`; like peft, by its ending."""
+    parts = name.split(".")
+    paths = (".".join(parts[:end]) for end in range(1, len(parts)))
+    return next((path for path in paths if path.endswith(saved)), None)
 
 
 def _refuse_variants(config: dict[str, Any]) -> None:

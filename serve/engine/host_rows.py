@@ -45,7 +45,7 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
                 weight = weight.T if module.embedding else weight
                 m = file.get_tensor(module.magnitude_key)
                 flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))
-    _refuse_non_finite(layout, a, b)
+    refuse_non_finite(layout, a, b)
     rank = max((m.rank for m in layout.modules), default=0)
     return HostRows(a, b, tuple(layers), rank, any(m.magnitude_key for m in layout.modules))
 
@@ -65,7 +65,8 @@ def _slot(module: LoraModule, slots: Mapping[str, Slot]) -> Slot:
     return slot
 
 
-def _refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:
+def refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:
+    """Raise `AdapterError` when values that came out of an adapter's file are NaN or infinite."""
     # The extremes are NaN when any value is: one pass, and nothing as large as the tensor is made.
     if all(extreme.isfinite() for t in tensors if t.numel() for extreme in t.aminmax()):
         return

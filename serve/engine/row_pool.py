@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubctl.adapter.names import current_name
+from hubctl.adapter.names import current_name, renames
 from serve.engine.lora_layers import DORA_ROWS, Add, Gathered, dora_gain, kind_of
 
 _ALIGN = 16  # columns: every slot starts where wide loads can
@@ -146,10 +146,11 @@ class RowPool:
         a_end = b_end = 0
         first = next(next(iter(components.values())).parameters())
         for component, root in components.items():
+            rules = renames(component, (path for path, _ in root.named_modules()))
             for path, layer in root.named_modules():
                 if (kind := kind_of(layer)) is None:
                     continue
-                name = f"{component}.{current_name(component, path)}"
+                name = f"{component}.{current_name(path, rules)}"
                 a, b = slice(a_end, a_end + kind.widths[0]), slice(b_end, b_end + kind.widths[1])
                 self.slots[name] = slot = Slot(len(self.slots), name, layer, a, b)
                 a_end = math.ceil(a.stop / _ALIGN) * _ALIGN

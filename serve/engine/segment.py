@@ -15,14 +15,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from serve.engine.config import EngineConfig
-from serve.engine.core import Core, pick_device
+from serve.engine.core import Core, Session, pick_device
+from serve.engine.host_rows import refuse_non_finite
 from serve.engine.requests import (
     EngineInfo,
     Fetch,
@@ -35,8 +36,9 @@ from serve.engine.requests import (
 from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import CallShape, SharedModule
 
-_NO_CLASS = float("-inf")  # logit of a class that a sample's own head does not have
 _MAX_CLASSES = 256  # labels are uint8
+_AUXILIARY = "auxiliary_head"  # helps training; the logits do not depend on it
+_WHOLE_IMAGE = {"do_center_crop": False, "do_pad": False}  # the labels are stretched over all of the image
 
 
 class HeadSwitch(nn.Module):
@@ -53,7 +55,7 @@ class HeadSwitch(nn.Module):
             return getattr(super().__getattr__("base"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run each group of samples with its own module; outputs with fewer classes are padded."""
+        """Run each group of samples with its own module; see `_together` for outputs."""
         mix = self._pool.mix
         if mix is None or not any(self._path in heads for heads in mix.heads):
             return self.base(*args, **kwargs)
@@ -69,8 +71,7 @@ class HeadSwitch(nn.Module):
         finally:
             self._pool.mix = mix
         order = torch.tensor([sample for _, samples in groups.values() for sample in samples])
-        together = torch.cat(_padded(outputs))
-        return together[order.argsort().to(together.device)]
+        return _together(outputs, order.argsort())
 
 
 class SegmentEngine:
@@ -80,7 +81,7 @@ class SegmentEngine:
         """Load the base onto its device."""
         device, dtype = pick_device(config)
         self._processor: Any = AutoImageProcessor.from_pretrained(
-            base.path, backend="pil", local_files_only=True
+            base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
         )
         model: Any = AutoModelForSemanticSegmentation.from_pretrained(
             base.path, dtype=dtype, local_files_only=True
@@ -95,6 +96,7 @@ class SegmentEngine:
             parent, _, name = path.rpartition(".")
             above = self._model.get_submodule(parent)
             setattr(above, name, HeadSwitch(getattr(above, name), path, self._core.pool))
+        setattr(self._model, _AUXILIARY, None)
         shape = CallShape(stage=0, max_rows=config.max_batch_rows)
         self._shared = SharedModule(self.owner, "model", self._model, shape)
         self._labels: dict[int, str] = {int(i): str(name) for i, name in model.config.id2label.items()}
@@ -112,23 +114,23 @@ class SegmentEngine:
         pixels = self._pixels(request.image)
         uses = (request.adapter,) if request.adapter else ()
         with self._core.session(uses, request.timeout_s) as session:
-            output = session.client.call(self._shared, (pixels,), {})
-            id2label = dict((session.adapters[0].labels if session.adapters else None) or self._labels)
-            labels, scores = _read_labels(output.logits[0].float(), request.image.shape[:2])
-            return SegmentResult(labels=labels, scores=scores, id2label=id2label, timings=session.timings())
+            logits, id2label = self._logits(session, pixels)
+            labels, scores = _read_labels(logits.float(), request.image.shape[:2])
+            return SegmentResult(
+                labels=labels, scores=scores, id2label=dict(id2label), timings=session.timings()
+            )
 
     def logits(self, request: SegmentRequest) -> torch.Tensor:
         """What `segment` starts from: (C, h, w)."""
         uses = (request.adapter,) if request.adapter else ()
-        return _own_classes(self.logits_of(self._pixels(request.image), uses, request.timeout_s)[0])
+        return self.logits_of(self._pixels(request.image), uses, request.timeout_s)
 
     def logits_of(
         self, pixels: torch.Tensor, uses: Sequence[LoraUse], timeout_s: float | None = None
     ) -> torch.Tensor:
-        """Logits (N, C, h, w) of prepared pixels (N, 3, H, W), all with the same adapters."""
+        """The same from prepared pixels (1, 3, H, W)."""
         with self._core.session(uses, timeout_s) as session:
-            logits: torch.Tensor = session.client.call(self._shared, (pixels,), {}).logits
-            return logits
+            return self._logits(session, pixels)[0]
 
     def info(self) -> EngineInfo:
         """The state now."""
@@ -137,6 +139,13 @@ class SegmentEngine:
     def close(self) -> None:
         """End the engine."""
         self._core.close()
+
+    def _logits(self, session: Session, pixels: torch.Tensor) -> tuple[torch.Tensor, Mapping[int, str]]:
+        """Logits (C, h, w) of the request's own classes, and the classes' names."""
+        output = session.client.call(self._shared, (pixels,), {})
+        id2label = (session.adapters[0].labels if session.adapters else None) or self._labels
+        # Behind its own classes are those of other samples in the same forward.
+        return output.logits[0, : len(id2label)], id2label
 
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -153,10 +162,16 @@ class SegmentEngine:
         saved = {head.name for head in layout.heads}
         with safe_open(layout.weights_file, framework="pt") as file:
             for tensor in layout.heads:
-                path = self._switch_path(tensor.name, tensor.module)
+                path = tensor.module
+                if path.partition(".")[0] == _AUXILIARY:
+                    continue
+                if path not in self._pristine:
+                    raise AdapterMismatchError(f"this base cannot replace '{path}' per adapter")
                 if path not in heads:
                     heads[path] = copy.deepcopy(self._pristine[path])
-                value = file.get_tensor(tensor.key).to(self._device)
+                value = file.get_tensor(tensor.key)
+                refuse_non_finite(layout, value)
+                value = value.to(self._device)
                 if _replace(heads[path], tensor.name.removeprefix(path + "."), value):
                     classes = len(value)
         for path, head in heads.items():
@@ -168,23 +183,16 @@ class SegmentEngine:
             raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
         return heads, _label_names(folder, classes, self._labels)
 
-    def _switch_path(self, name: str, saved: str) -> str:
-        """The path of the module that the tensor `name` is in and that ends in `saved`."""
-        before, _, _ = f".{name}.".partition(f".{saved}.")
-        path = f"{before}.{saved}".strip(".")
-        if path not in self._pristine:
-            raise AdapterMismatchError(f"this base cannot replace '{path}' per adapter")
-        return path
-
 
 def _outside_backbone(model: Any) -> dict[str, nn.Module]:
     """Modules with weights that are no part of the backbone: what adapters may replace whole."""
-    backbone = model.base_model_prefix
+    # The backbone is a transformers model of its own; necks and heads are plain modules.
+    inner = {name for name, child in model.named_children() if isinstance(child, PreTrainedModel)}
     return {
         path: module
         for path, module in model.named_modules()
         if path
-        and path.partition(".")[0] != backbone
+        and path.partition(".")[0] not in inner | {_AUXILIARY}
         and not isinstance(module, nn.ModuleList)
         and any(True for _ in module.parameters())
     }
@@ -219,24 +227,24 @@ def _select(value: Any, samples: Sequence[int]) -> Any:
     return value
 
 
-def _padded(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Outputs (n, C, ...) with equal C; the classes that one does not have can never win."""
+def _together(outputs: Sequence[Any], order: torch.Tensor) -> Any:
+    """One output of what each group of samples gave, the samples in `order`.
+
+    Outputs are tensors (n, C, ...), where groups with fewer classes are padded with zeros, or lists of such.
+    """
+    first = outputs[0]
+    if isinstance(first, tuple | list):
+        return type(first)(_together(column, order) for column in zip(*outputs, strict=True))
     most = max(output.shape[1] for output in outputs)
-    padded = []
-    for output in outputs:
-        filling = output.new_full((len(output), most - output.shape[1], *output.shape[2:]), _NO_CLASS)
-        padded.append(torch.cat([output, filling], dim=1))
-    return padded
-
-
-def _own_classes(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (C, h, w) without the classes that only padding added."""
-    return logits[(logits != _NO_CLASS).flatten(1).any(1)]
+    padded = [
+        torch.cat([output, output.new_zeros(len(output), most - output.shape[1], *output.shape[2:])], dim=1)
+        for output in outputs
+    ]
+    return torch.cat(padded)[order.to(first.device)]
 
 
 def _read_labels(logits: torch.Tensor, size: Sequence[int]) -> tuple[np.ndarray, dict[int, float]]:
     """Labels at the image's own size, and each label's mean probability where it won."""
-    logits = _own_classes(logits)
     if not logits.numel() or not logits.isfinite().all():
         raise AdapterError("the labels came out as NaN", hint="lower the scale of the adapter")
     large = functional.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]

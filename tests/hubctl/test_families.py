@@ -31,6 +31,7 @@ SD = {"_class_name": "StableDiffusionPipeline"}
         ({"model_index.json": {"_class_name": "StableDiffusion3Pipeline"}}, "sd3"),
         ({"model_index.json": {"_class_name": "FluxPipeline"}}, "flux"),
         ({"config.json": {"architectures": ["SegformerForSemanticSegmentation"]}}, "segformer"),
+        ({"config.json": {"architectures": ["UperNetForSemanticSegmentation"]}}, "upernet"),
         ({"model_index.json": SD, "config.json": {"architectures": ["Other"]}}, "sd1"),
     ],
 )

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor
 
 from serve.engine.requests import ImageRequest, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
-from tests.serve import tiny
+from tests.serve import segmenters, tiny
 
 
 def images(base: Path, request: ImageRequest) -> np.ndarray:
@@ -56,11 +56,11 @@ def _pipeline(base: Path) -> Any:
 
 
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:
-    """Logits (C, h, w) as a peft user gets them."""
-    model = tiny.load_segformer(base, labels)
+    """Logits (C, h, w) as a peft user gets them for the whole image."""
+    model = segmenters.load_segmenter(base, labels)
     if request.adapter:
         model = PeftModel.from_pretrained(model, tiny.fetch(request.adapter.ref)).eval()
-    processor = AutoImageProcessor.from_pretrained(base, backend="pil")
+    processor = AutoImageProcessor.from_pretrained(base, backend="pil", do_center_crop=False, do_pad=False)
     pixels = processor(images=request.image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         found: torch.Tensor = model(pixel_values=pixels).logits[0]

@@ -11,19 +11,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import _collate_lora_metadata
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
-    SegformerConfig,
-    SegformerForSemanticSegmentation,
-    SegformerImageProcessorPil,
-)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from hubctl.adapter.package import BaseIdentity, Manifest, manifest_json
 from hubctl.refs import PinnedRef
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -91,30 +83,6 @@ def write_stable_diffusion(folder: Path) -> Path:
     return folder
 
 
-def write_segformer(folder: Path, classes: int = 2) -> Path:
-    """A SegFormer for 64 px; its BatchNorm has seen something, so that its statistics matter."""
-    torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(
-        SegformerConfig(
-            hidden_sizes=[16, 32],
-            num_encoder_blocks=2,
-            depths=[1, 1],
-            sr_ratios=[2, 1],
-            patch_sizes=[7, 3],
-            strides=[4, 2],
-            num_attention_heads=[1, 2],
-            mlp_ratios=[2, 2],
-            decoder_hidden_size=32,
-            initializer_range=0.1,
-            id2label={i: f"thing {i}" for i in range(classes)},
-        )
-    )
-    _stir(model)
-    model.save_pretrained(folder)
-    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
-
-
 def load_stable_diffusion(base: Path) -> Any:
     """The pipeline as a diffusers user loads it, in float32."""
     pipeline = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
@@ -141,55 +109,18 @@ def write_lora(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets), **settings
     )
     pipeline.unet.add_adapter(config)
-    _randomise(pipeline.unet, seed, strength)
+    randomise(pipeline.unet, seed, strength)
     layers = {"unet_lora_layers": get_peft_model_state_dict(pipeline.unet)}
     parts = {"unet": pipeline.unet}
     if text_targets:
         text = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(text_targets))
         pipeline.text_encoder.add_adapter(text)
-        _randomise(pipeline.text_encoder, seed + 1, strength)
+        randomise(pipeline.text_encoder, seed + 1, strength)
         state = get_peft_model_state_dict(pipeline.text_encoder)
         layers["text_encoder_lora_layers"] = {f"{text_prefix}{key}": value for key, value in state.items()}
         parts["text_encoder"] = pipeline.text_encoder
     StableDiffusionPipeline.save_lora_weights(folder, **layers, **_collate_lora_metadata(parts))
     return folder
-
-
-def write_segment_adapter(
-    folder: Path,
-    base: Path,
-    *,
-    seed: int,
-    rank: int = 4,
-    targets: Sequence[str] = ("q_proj", "v_proj"),
-    heads: Sequence[str] = ("decode_head",),
-    labels: dict[int, str] | None = None,
-) -> Path:
-    """A peft adapter for a SegFormer, with the heads in `heads` replaced whole."""
-    torch.manual_seed(seed)
-    model = load_segformer(base, labels)
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=list(targets), modules_to_save=list(heads) or None
-    )
-    adapted: Any = get_peft_model(model, config)
-    _randomise(adapted, seed, 0.3)
-    for name, module in adapted.named_modules():
-        if "modules_to_save" in name:
-            _stir(module)
-    adapted.save_pretrained(folder, save_embedding_layers=False)
-    if labels:
-        data = {"labels": {str(number): name for number, name in labels.items()}}
-        manifest = Manifest(task="image-segmentation", base=BaseIdentity(id="tiny"), data=data)
-        (folder / "hubctl.json").write_text(manifest_json(manifest))
-    return folder
-
-
-def load_segformer(base: Path, labels: dict[int, str] | None = None) -> Any:
-    """The model as a transformers user loads it, with other classes if named."""
-    changes = {"id2label": labels} if labels else {}
-    return SegformerForSemanticSegmentation.from_pretrained(
-        base, ignore_mismatched_sizes=True, dtype=torch.float32, **changes
-    ).eval()
 
 
 def pinned(folder: Path) -> PinnedRef:
@@ -210,17 +141,10 @@ def rewrite_config(folder: Path, name: str, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _randomise(module: nn.Module, seed: int, strength: float) -> None:
+def randomise(module: nn.Module, seed: int, strength: float) -> None:
+    """Fill every LoRA matrix with noise of its own, so that the adapter changes something."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         if "lora_" in name:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.data = noise * strength / max(1, parameter[0].numel()) ** 0.5
-
-
-def _stir(module: nn.Module) -> None:
-    """Give every BatchNorm statistics of its own."""
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.running_mean = torch.randn(part.num_features) * 0.1
-            part.running_var = torch.rand(part.num_features) + 0.5

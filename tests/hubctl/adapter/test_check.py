@@ -110,6 +110,18 @@ def test_heads_that_do_not_fit(heads: list[Head], problem: str) -> None:
     assert any(problem in p for p in fit.problems)
 
 
+def with_auxiliary(classes: int) -> list[Head]:
+    return [Head("auxiliary_head.classifier.weight", (classes, 8, 1, 1), "auxiliary_head")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "auxiliary", "fits"), [(2, 2, True), (3, 3, True), (3, 4, False), (2, 3, True)]
+)
+def test_an_auxiliary_head_has_the_heads_classes(classes: int, auxiliary: int, fits: bool) -> None:
+    known = BASE["model"] | {"auxiliary_head.classifier.weight": (2, 8, 1, 1)}
+    assert check_fit([], head(classes) + with_auxiliary(auxiliary), {"model": known}).fits == fits
+
+
 def test_nothing_fits_nothing() -> None:
     assert not check_fit([], [], BASE).fits
 

@@ -176,6 +176,25 @@ def test_old_segformer_names_become_the_current_ones(tmp_path: Path) -> None:
     assert head.key == "base_model.model.decode_head.linear_c.0.proj.weight"
 
 
+@pytest.mark.parametrize(
+    ("saved", "module"),
+    [
+        (["head"], "auxiliary_head"),
+        (["auxiliary_head.head"], "auxiliary_head.head"),
+        (["0", "head.head"], "auxiliary_head.head"),
+        (["head.0"], "auxiliary_head.head.0"),
+    ],
+)
+def test_saved_modules_are_found_by_their_endings_as_in_peft(
+    tmp_path: Path, saved: list[str], module: str
+) -> None:
+    shapes = pair("dpt.query") | {"auxiliary_head.head.0.weight": (8, 8)}
+    (head,) = read_layout(
+        peft_folder(tmp_path, shapes, {"r": 2, "lora_alpha": 2, "modules_to_save": saved})
+    ).heads
+    assert (head.module, head.name) == (module, "auxiliary_head.head.0.weight")
+
+
 def test_one_safetensors_file_under_another_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "my_style.safetensors").write_bytes(weights(pair("unet.a.to_q")))
     for path in (tmp_path, tmp_path / "my_style.safetensors"):

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
+from safetensors.torch import load_file
 
-from hubctl.adapter.names import current_name
-from tests.train.tiny import segmentation_base
+from hubctl.adapter.names import current_name, renames
+from tests.serve.segmenters import SEGMENTERS, names_on_disk
 
-
-def on_disk(path: Path) -> set[str]:
-    with safe_open(path, "pt") as file:
-        return set(file.keys())
+RENAMED = {"segformer", "beit", "upernet-swin", "upernet-dinov2"}
 
 
-def test_segformer_names_on_disk_become_those_in_memory(tmp_path: Path) -> None:
-    from transformers import SegformerForSemanticSegmentation
-
-    segmentation_base(tmp_path)
-    model = SegformerForSemanticSegmentation.from_pretrained(tmp_path)
-    disk, memory = on_disk(tmp_path / "model.safetensors"), set(model.state_dict())
-    assert disk != memory  # the reason for names.py
-    assert {current_name("model", name) for name in disk} == memory
-    assert {current_name("model", name) for name in memory} == memory
+def current(component: str, names: Iterable[str]) -> set[str]:
+    rules = renames(component, names := set(names))
+    return {current_name(name, rules) for name in names}
 
 
-def test_module_paths_become_current_like_tensor_names(tmp_path: Path) -> None:
-    segmentation_base(tmp_path)
-    for name in on_disk(tmp_path / "model.safetensors"):
-        module, _, leaf = name.rpartition(".")
-        assert f"{current_name('model', module)}.{leaf}" == current_name("model", name)
+@pytest.mark.parametrize("family", SEGMENTERS)
+def test_names_on_disk_become_those_in_memory(tmp_path: Path, family: str) -> None:
+    on_disk = names_on_disk(tmp_path, family)  # by name in memory
+    rules = renames("model", on_disk.values())
+    assert any(old != name for name, old in on_disk.items()) == (family in RENAMED)
+    assert {current_name(old, rules): old for old in on_disk.values()} == on_disk
+    assert current("model", on_disk) == set(on_disk)
+
+
+@pytest.mark.parametrize("family", SEGMENTERS)
+def test_layers_become_current_like_their_weights(tmp_path: Path, family: str) -> None:
+    on_disk = names_on_disk(tmp_path, family)
+    rules = renames("model", on_disk.values())
+    for name, old in on_disk.items():
+        if name.endswith(".weight"):
+            assert current_name(old.removesuffix(".weight"), rules) == name.removesuffix(".weight")
+
+
+def test_heads_of_data2vec_that_transformers_no_longer_reads() -> None:
+    old = {"decode_head.bottleneck.bn.weight", "decode_head.psp_modules.1.1.conv.weight", "fpn1.0.weight"}
+    assert current("model", old | {"data2vec_vision.encoder.layer.0.output.dense.weight"}) == {
+        "decode_head.psp_bottleneck.normalization.weight",
+        "decode_head.psp_modules.blocks.1.conv.convolution.weight",
+        "fpn1.0.weight",
+        "data2vec_vision.encoder.layer.0.output.dense.weight",
+    }
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
@@ -42,8 +55,8 @@ def test_clip_names_on_disk_become_those_in_memory(tmp_path: Path, component: st
                             num_attention_heads=1, max_position_embeddings=4, projection_dim=8)  # fmt: skip
     model = (CLIPTextModel if component == "text_encoder" else CLIPTextModelWithProjection)(config)
     model.save_pretrained(tmp_path)
-    memory = {current_name(component, name) for name in model.state_dict()}
-    assert {current_name(component, name) for name in on_disk(tmp_path / "model.safetensors")} == memory
+    memory = current(component, model.state_dict())
+    assert current(component, load_file(tmp_path / "model.safetensors")) == memory
     assert "encoder.layers.0.self_attn.q_proj.weight" in memory
 
 
@@ -52,4 +65,5 @@ def test_clip_names_on_disk_become_those_in_memory(tmp_path: Path, component: st
     ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "encoder.block.0.0.x", "text_model.y"],
 )
 def test_other_components_keep_their_names(name: str) -> None:
-    assert current_name("unet", name) == current_name("transformer", name) == name
+    for component in ("unet", "transformer"):
+        assert current(component, {name}) == {name}

@@ -30,6 +30,8 @@ class Family:
     default_targets: tuple[str, ...]
     unbatched: tuple[str, ...] = ()
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
+    patch: int = 1
+    """Latents on a side of one of the denoiser's tokens: an image's sides are multiples of it."""
     cross_attention_dim: int | None = None
     """Tells families with one pipeline class apart (SD 1.x from 2.x)."""
 
@@ -72,6 +74,7 @@ FAMILIES = (
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2"),
         default_targets=ATTENTION_TARGETS,
+        patch=2,
     ),
     Family(
         name="flux",
@@ -81,6 +84,7 @@ FAMILIES = (
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
         unbatched=("img_ids", "txt_ids"),
+        patch=2,
     ),
     Family(
         name="segformer",

@@ -18,9 +18,10 @@ from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, InputError
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, check_uses, pick_device
+from serve.engine.pipelines import call_shape, load_pipeline, shared_components
 from serve.engine.requests import EngineInfo, Fetch, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from serve.engine.schedulers import SCHEDULERS
-from serve.engine.shared_module import CallShape, SharedModule, proxy
+from serve.engine.shared_module import SharedModule, proxy
 
 _MAX_PROMPT_CHARS = 10_000
 
@@ -31,21 +32,16 @@ class ImageEngine:
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
         device, dtype = pick_device(config)
-        self._template: Any = diffusers.DiffusionPipeline.from_pretrained(
-            base.path, dtype=dtype, local_files_only=True
-        ).to(device)
-        self._template.set_progress_bar_config(disable=True)
-        family = base.family
-        names = [name for name in family.components if getattr(self._template, name, None) is not None]
-        components = {name: getattr(self._template, name).eval() for name in names}
-        self._core = Core(base, config, fetch, components)
+        self._template = load_pipeline(base.path, device, dtype)
+        components = shared_components(self._template, base.family)
+        adaptable = {name: components[name] for name in base.family.components if name in components}
+        self._core = Core(base, config, fetch, adaptable)
         self.owner = self._core.owner
         """Counts of calls and forwards, for measurements."""
         self._shared = {
-            name: SharedModule(self.owner, name, module, _shape(name, base, config))
-            for name, module in (components | {"vae": self._template.vae.eval()}).items()
+            name: SharedModule(self.owner, name, module, call_shape(name, base.family, config))
+            for name, module in components.items()
         }
-
         self._tokenizers: deque[dict[str, Any]] = deque()
 
     def generate(self, request: ImageRequest) -> ImageResult:
@@ -164,7 +160,7 @@ class ImageEngine:
         _in_range("n", request.num_images, 1, config.max_images)
         _in_range("num_inference_steps", request.num_inference_steps, 1, config.max_steps)
         _in_range("seed", request.seed, 0, 2**63 - 1 - config.max_images)
-        multiple = math.lcm(8, getattr(self._template, "vae_scale_factor", 8))
+        multiple = math.lcm(8, self._template.vae_scale_factor * self._core.base.family.patch)
         for name, side_px in (("width", request.width), ("height", request.height)):
             _in_range(name, side_px, multiple, config.max_side_px)
             if side_px is not None and side_px % multiple:
@@ -175,16 +171,6 @@ class ImageEngine:
                 hint="give 0 to 100",
                 param="guidance_scale",
             )
-
-
-def _shape(name: str, base: BaseModel, config: EngineConfig) -> CallShape:
-    if name == "vae":
-        ignored = frozenset({"generator"})  # taken for the sake of video decoders; image decoders are exact
-        return CallShape(method="decode", stage=2, max_rows=config.max_decode_rows, ignored=ignored)
-    if name == base.family.denoiser:
-        unbatched = frozenset(base.family.unbatched)
-        return CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched)
-    return CallShape(stage=0, max_rows=config.max_batch_rows)
 
 
 def _in_range(name: str, value: int | None, low: int, high: int) -> None:

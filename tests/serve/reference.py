@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.serve import tiny
 def images(base: Path, request: ImageRequest) -> np.ndarray:
     """Images as a diffusers user makes them: (n, height, width, 3), float32 in 0 to 1."""
     pipeline = _pipeline(base)
-    pipeline.scheduler = diffusers.DDIMScheduler.from_pretrained(base, subfolder="scheduler")
+    pipeline.scheduler = _own_scheduler(base)
     if request.scheduler:
         name, changes = SCHEDULERS[request.scheduler]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **changes)
@@ -34,6 +35,7 @@ def images(base: Path, request: ImageRequest) -> np.ndarray:
     if names:
         pipeline.set_adapters(names, [use.scale for use in request.loras])
     given = {
+        "negative_prompt": request.negative_prompt,
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.num_inference_steps,
@@ -41,7 +43,6 @@ def images(base: Path, request: ImageRequest) -> np.ndarray:
     }
     made: np.ndarray = pipeline(
         prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
         num_images_per_prompt=request.num_images,
         generator=[torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images)],
         output_type="np",
@@ -52,7 +53,12 @@ def images(base: Path, request: ImageRequest) -> np.ndarray:
 
 @cache
 def _pipeline(base: Path) -> Any:
-    return tiny.load_stable_diffusion(base)
+    return tiny.load_pipeline(base)
+
+
+def _own_scheduler(base: Path) -> Any:
+    config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:

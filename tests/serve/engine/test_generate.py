@@ -19,7 +19,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
-from tests.serve import reference, tiny
+from tests.serve import reference, tiny, tiny_pipelines
 
 TOLERANCE = 1e-4
 
@@ -42,7 +42,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("generate")
-    base = tiny.write_stable_diffusion(folder / "base")
+    base = tiny_pipelines.write_pipeline(folder / "base", "sd1")
     made = [
         tiny.write_lora(folder / "attention", base, seed=1, rank=4),
         tiny.write_lora(folder / "wide", base, seed=2, rank=9, alpha=18, targets=("to_q", "to_v")),

@@ -15,7 +15,7 @@ from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from serve.engine.config import EngineConfig
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.segment import SegmentEngine
-from tests.serve import reference, tiny
+from tests.serve import reference, tiny, tiny_pipelines
 
 TOLERANCE = 1e-5
 PET = {0: "pet", 1: "border", 2: "background"}
@@ -138,7 +138,7 @@ def test_a_bad_adapter_disturbs_nobody(world: World, tmp_path: Path) -> None:
         {key: value * 1e30 if "lora_B" in key else value for key, value in load_file(weights).items()},
         weights,
     )
-    other_base = tiny.write_stable_diffusion(tmp_path / "other")
+    other_base = tiny_pipelines.write_pipeline(tmp_path / "other", "sd1")
     other = tiny.write_lora(tmp_path / "lora", other_base, seed=1)
 
     good = [world.ask(name, 3) for name in ("pet", "no-head", None)]

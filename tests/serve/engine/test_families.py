@@ -1,0 +1,121 @@
+"""Every family through the engine: what diffusers alone makes, in whatever company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from hubctl.base_models import locate_base
+from hubctl.errors import InputError
+from serve.engine.config import EngineConfig
+from serve.engine.generate import ImageEngine
+from serve.engine.requests import ImageRequest, LoraUse
+from tests.serve import reference, tiny, tiny_pipelines
+
+TOLERANCE = 1e-4
+# Beside the attention: feed-forward layers, modulations, embedders and what else a trainer may name.
+TARGETS = {
+    "sdxl": (
+        "to_q",
+        "to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "conv1",
+        "time_emb_proj",
+        "add_embedding.linear_1",
+    ),
+    "sd3": (
+        "to_q",
+        "add_k_proj",
+        "to_add_out",
+        "ff.net.0.proj",
+        "norm1.linear",
+        "context_embedder",
+        "proj_out",
+    ),
+    "flux": ("to_v", "add_q_proj", "proj_mlp", "proj_out", "norm.linear", "x_embedder", "ff_context.net.2"),
+}
+FAMILIES = {"sdxl": "sdxl", "sd3": "sd3", "sd3-without-t5": "sd3", "flux": "flux"}
+
+
+@dataclass(frozen=True)
+class World:
+    """A tiny base, its engine, and three adapters: attention, all kinds of layers, text encoders too."""
+
+    engine: ImageEngine
+    uses: tuple[LoraUse, ...]
+
+    def truth(self, request: ImageRequest) -> np.ndarray:
+        return reference.images(self.engine._core.base.path, request)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp(request.param)
+    base = tiny_pipelines.write_pipeline(folder / "base", request.param)
+    targets = TARGETS[FAMILIES[request.param]]
+    adapters = [
+        tiny.write_lora(folder / "attention", base, seed=1, rank=4),
+        tiny.write_lora(folder / "all", base, seed=2, rank=5, alpha=3, targets=targets),
+        tiny.write_lora(folder / "text", base, seed=4, rank=3, text_targets=tiny.TEXT),
+    ]
+    engine = ImageEngine(locate_base(str(base)), EngineConfig(total_rows=64), tiny.fetch)
+    yield World(engine, tuple(LoraUse(ref=tiny.pinned(path)) for path in adapters))
+    engine.close()
+
+
+def _requests(uses: tuple[LoraUse, ...]) -> list[ImageRequest]:
+    ask = ImageRequest(prompt="red apple", seed=1, num_inference_steps=4, width=32, height=32)
+    attention, everywhere, text = uses
+    return [
+        ask,
+        replace(ask, prompt="dog", seed=2, num_inference_steps=2, guidance_scale=1.0, loras=(attention,)),
+        replace(
+            ask,
+            seed=3,
+            num_inference_steps=3,
+            negative_prompt="moon",
+            loras=(replace(everywhere, scale=0.7),),
+        ),
+        replace(ask, prompt="cat", seed=4, guidance_scale=2.5, num_images=2, loras=(text,)),
+        replace(ask, seed=5, num_inference_steps=3, loras=(replace(text, scale=-0.5), everywhere)),
+    ]
+
+
+def test_each_request_alone_and_all_at_once(world: World) -> None:
+    requests = _requests(world.uses)
+    truths = [world.truth(request) for request in requests]
+    alone = [world.engine.generate_floats(request) for request in requests]
+    owner = world.engine.owner
+    owner.forwards.clear()
+    owner.calls.clear()
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(world.engine.generate_floats, requests))
+    for request, want, *made in zip(requests, truths, alone, together, strict=True):
+        for images in made:
+            assert np.abs(images - want).max() <= TOLERANCE, request
+            assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
+    denoiser = world.engine._core.base.family.denoiser
+    assert owner.forwards[denoiser] < owner.calls[denoiser]
+    assert owner.forwards["text_encoder"] < owner.calls["text_encoder"]
+
+
+def test_a_scheduler_of_another_kind_is_refused(world: World) -> None:
+    own = world.engine._template.scheduler
+    if "FlowMatch" in type(own).__name__:
+        with pytest.raises(InputError, match="the scheduler 'euler' does not fit"):
+            world.engine.generate(ImageRequest(prompt="dog", seed=1, scheduler="euler"))
+
+
+def test_adapters_show(world: World) -> None:
+    request = _requests(world.uses)[0]
+    plain = world.engine.generate_floats(request)
+    for use in world.uses:
+        assert (
+            np.abs(world.engine.generate_floats(replace(request, loras=(use,))) - plain).max()
+            > 20 * TOLERANCE
+        )

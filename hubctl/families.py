@@ -32,6 +32,9 @@ class Family:
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
     patch: int = 1
     """Latents on a side of one of the denoiser's tokens: an image's sides are multiples of it."""
+    controlnet: str | None = None
+    """Class of the ControlNets that fit. SD3's are left out: their pipelines draw from torch's global
+    generator, so that a seed does not say which image comes."""
     cross_attention_dim: int | None = None
     """Tells families with one pipeline class apart (SD 1.x from 2.x)."""
 
@@ -46,6 +49,7 @@ FAMILIES = (
         name="sd2",
         task="text-to-image",
         classes=("StableDiffusionPipeline",),
+        controlnet="ControlNetModel",
         denoiser="unet",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
@@ -55,6 +59,7 @@ FAMILIES = (
         name="sd1",
         task="text-to-image",
         classes=("StableDiffusionPipeline",),
+        controlnet="ControlNetModel",
         denoiser="unet",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
@@ -63,6 +68,7 @@ FAMILIES = (
         name="sdxl",
         task="text-to-image",
         classes=("StableDiffusionXLPipeline",),
+        controlnet="ControlNetModel",
         denoiser="unet",
         text_encoders=("text_encoder", "text_encoder_2"),
         default_targets=ATTENTION_TARGETS,
@@ -80,6 +86,7 @@ FAMILIES = (
         name="flux",
         task="text-to-image",
         classes=("FluxPipeline",),
+        controlnet="FluxControlNetModel",
         denoiser="transformer",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hubctl.errors import InputError
@@ -44,14 +44,16 @@ class EngineConfig:
     max_images: int = 8
     """Images in one request."""
     max_side_px: int = 2048
+    controlnets: dict[str, str] = field(default_factory=dict)
+    """Name by which requests ask for it → local folder of a ControlNet for this base."""
     max_steps: int = 200
 
     def __post_init__(self) -> None:
         """Refuse numbers that leave the engine no room to work."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < (0 if field.name == "max_queued" else 1):
-                raise InputError(f"engine: {field.name} is {value}", hint=f"give {field.name} 1 or more")
+        for name in (each.name for each in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < (0 if name == "max_queued" else 1):
+                raise InputError(f"engine: {name} is {value}", hint=f"give {name} 1 or more")
         if not 0 <= self.max_gather_s <= 1:
             raise InputError(f"engine: max_gather_s is {self.max_gather_s}", hint="give 0 to 1 second")
         if self.total_rows < 2:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import (
+    ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    FluxControlNetModel,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -27,6 +29,18 @@ def write_pipeline(folder: Path, kind: str) -> Path:
     """A pipeline of `PIPELINES` for 32 px images, in some hundred kilobytes."""
     torch.manual_seed(0)
     PIPELINES[kind]().save_pretrained(folder)
+    return folder
+
+
+def write_controlnet(folder: Path, base: Path) -> Path:
+    """A ControlNet for `base` that does something: the zeros that training starts from are filled."""
+    torch.manual_seed(1)
+    pipeline: Any = DiffusionPipeline.from_pretrained(base)
+    model = _CONTROLNETS[type(pipeline).__name__](pipeline)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.data = torch.randn(parameter.shape) * 0.1
+    model.save_pretrained(folder)
     return folder
 
 
@@ -91,8 +105,8 @@ def _sd3(*, t5: bool = True) -> StableDiffusion3Pipeline:
         transformer=SD3Transformer2DModel(
             sample_size=16,
             patch_size=2,
-            in_channels=8,
-            out_channels=8,
+            in_channels=16,
+            out_channels=16,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=4,
@@ -103,7 +117,7 @@ def _sd3(*, t5: bool = True) -> StableDiffusion3Pipeline:
             dual_attention_layers=(0,),
             qk_norm="rms_norm",
         ),
-        vae=parts.autoencoder(8, scaling_factor=1.5, shift_factor=0.06),
+        vae=parts.autoencoder(16, scaling_factor=1.5, shift_factor=0.06),
         text_encoder=parts.clip_text_encoder(16, projection=True),
         text_encoder_2=parts.clip_text_encoder(16, projection=True),
         text_encoder_3=parts.t5_text_encoder() if t5 else None,
@@ -137,6 +151,22 @@ def _flux() -> FluxPipeline:
     )
 
 
+def _control_unet(pipeline: Any) -> ControlNetModel:
+    # Its picture is halved once, as the autoencoder does.
+    return ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 16))
+
+
+def _control_flux(pipeline: Any) -> FluxControlNetModel:
+    return FluxControlNetModel.from_transformer(
+        pipeline.transformer, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+
+
+_CONTROLNETS: dict[str, Callable[[Any], Any]] = {
+    "StableDiffusionPipeline": _control_unet,
+    "StableDiffusionXLPipeline": _control_unet,
+    "FluxPipeline": _control_flux,
+}
 PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd1": _sd1,
     "sdxl": _sdxl,

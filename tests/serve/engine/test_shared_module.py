@@ -75,7 +75,7 @@ def _together(owner: Owner, shared: SharedModule, calls: Sequence[_Call]) -> lis
         with owner.client((), None) as client:
             ready.wait()
             try:
-                return proxy(shared, client)(*call[0], **call[1])
+                return proxy(client, shared)(*call[0], **call[1])
             except ValueError as error:
                 return error
 
@@ -177,7 +177,7 @@ def test_who_waits_at_the_close_hears_of_it() -> None:
 
 def test_a_proxy_looks_like_the_module() -> None:
     with _owner() as (owner, toy, shared), owner.client((), None) as client:
-        stand_in: Any = proxy(shared, client)
+        stand_in: Any = proxy(client, shared)
         assert isinstance(stand_in, Toy)
         assert type(stand_in).__name__ == "Toy"
         assert stand_in.config == {"toy": True}

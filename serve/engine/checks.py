@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from transformers import CLIPTokenizer
 
 from hubctl.errors import InputError
 from hubctl.families import Family
@@ -40,6 +42,29 @@ def check_request(request: ImageRequest, config: EngineConfig, family: Family, p
         if side_px is not None and side_px % multiple:
             raise InputError(f"{name} {side_px} is not a multiple of {multiple}", param=name)
     _check_strength(request, pipeline)
+
+
+def check_prompts(request: ImageRequest, pipeline: Any, tokenizers: Mapping[str, Any]) -> None:
+    """Count what diffusers would cut off without a word; `tokenizers` are this call's alone.
+
+    Raises:
+        InputError: a prompt has more tokens than the one of the pipeline's tokenizers that takes most.
+    """
+    takes = inspect.signature(pipeline.__call__).parameters
+    sequence = takes["max_sequence_length"].default if "max_sequence_length" in takes else None
+    limits = {
+        name: tokenizer.model_max_length if isinstance(tokenizer, CLIPTokenizer) or not sequence else sequence
+        for name, tokenizer in tokenizers.items()
+    }
+    longest = max(limits, key=limits.__getitem__)
+    for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        tokens = len(tokenizers[longest](text or "").input_ids)
+        if tokens > limits[longest]:
+            raise InputError(
+                f"the {name.replace('_', ' ')} has {tokens} tokens, this base reads {limits[longest]}",
+                hint=f"leave out at least {tokens - limits[longest]} of them; most words are one or two",
+                param=name,
+            )
 
 
 def _check_pictures(request: ImageRequest) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, InputError
-from serve.engine.checks import check_request
+from serve.engine.checks import check_prompts, check_request
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
 from serve.engine.pipelines import (
@@ -86,6 +86,8 @@ class ImageEngine:
     def _run(self, request: ImageRequest) -> tuple[np.ndarray, Any]:
         template = self._template_of(request)
         check_request(request, self._core.config, self._core.base.family, template)
+        with self._lent_tokenizers() as tokenizers:
+            check_prompts(request, template, tokenizers)
         arguments = arguments_of(request, template)
         scheduler = self._scheduler(request.scheduler)
         with (

@@ -15,6 +15,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
 from tests.serve import reference, tiny, tiny_pipelines
+from tests.serve.tiny_parts import CLIP_TOKENS
 
 TOLERANCE = 1e-4
 # Beside the attention: feed-forward layers, modulations, embedders and what else a trainer may name.
@@ -102,6 +103,18 @@ def test_each_request_alone_and_all_at_once(world: World) -> None:
     denoiser = world.engine._core.base.family.denoiser
     assert owner.forwards[denoiser] < owner.calls[denoiser]
     assert owner.forwards["text_encoder"] < owner.calls["text_encoder"]
+
+
+def test_a_prompt_is_as_long_as_the_longest_tokenizer(world: World) -> None:
+    ask = replace(_requests(world.uses)[0], num_inference_steps=1)
+    clip_only = not any("T5" in type(part).__name__ for part in world.engine._template.components.values())
+    limit = CLIP_TOKENS if clip_only else {"sd3": 256, "flux": 512}[world.engine._core.base.family.name]
+    letters = "a" * (limit - 2)  # each a token; CLIP adds two marks, T5 a space and one mark
+    world.engine.generate(replace(ask, prompt=letters))
+    for long in (replace(ask, prompt=letters + "a"), replace(ask, negative_prompt=letters + "a")):
+        with pytest.raises(InputError, match=f"has {limit + 1} tokens, this base reads {limit}") as caught:
+            world.engine.generate(long)
+        assert caught.value.param == ("negative_prompt" if long.negative_prompt else "prompt")
 
 
 def test_a_scheduler_fits_or_is_refused(world: World) -> None:

@@ -121,6 +121,18 @@ def test_several_images_are_those_of_their_seeds(world: World) -> None:
         assert np.abs(image.astype(int) - alone.astype(int)).max() <= 1
 
 
+def test_more_images_than_fit_a_forward(world: World) -> None:
+    config = EngineConfig(total_rows=32, max_batch_rows=3, max_decode_rows=2)
+    engine = ImageEngine(world.base, config, tiny.fetch)
+    request = ask(num_images=5, image=np.full((32, 32, 3), 99, np.uint8), loras=(world.use("locon"),))
+    try:
+        assert np.abs(engine.generate_floats(request) - world.truth(request)).max() <= TOLERANCE
+        assert (engine.owner.calls["vae"], engine.owner.forwards["vae"]) == (5 + 1, 5 + 3)
+        assert engine.owner.forwards["unet"] == 4 * engine.owner.calls["unet"]
+    finally:
+        engine.close()
+
+
 def different(world: World) -> list[ImageRequest]:
     return [
         ask("red apple", 1, num_inference_steps=8, guidance_scale=7.5),

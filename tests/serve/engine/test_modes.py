@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
@@ -98,6 +99,20 @@ def test_an_image_of_each_seed(world: World) -> None:
         assert np.abs(first - world.engine.generate_floats(request)[0]).max() <= TOLERANCE
         later = replace(request, seed=request.seed + 1)
         assert np.abs(second - world.engine.generate_floats(later)[0]).max() <= TOLERANCE
+
+
+def test_sdxl_in_half_precision_keeps_its_autoencoder_in_float32(tmp_path: Path) -> None:
+    """It overflows in float16: diffusers brings it to float32 for each call, a shared one stays there."""
+    base = tiny_pipelines.write_pipeline(tmp_path, "sdxl")
+    engine = ImageEngine(locate_base(str(base)), EngineConfig(dtype="float16"), tiny.fetch)
+    try:
+        for request in (replace(ASK, width=32, height=32), replace(ASK, image=IMAGE, mask=MASK)):
+            difference = engine.generate_floats(request) - reference.images(base, request)
+            assert np.abs(difference).max() <= 0.01
+        assert engine._template.vae.dtype == torch.float32
+        assert engine._template.unet.dtype == torch.float16
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize(

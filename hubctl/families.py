@@ -30,6 +30,8 @@ class Family:
     default_targets: tuple[str, ...]
     unbatched: tuple[str, ...] = ()
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
+    guidance: str = "guidance_scale"
+    """What the pipeline calls the strength of classifier-free guidance."""
     patch: int = 1
     """Latents on a side of one of the denoiser's tokens: an image's sides are multiples of it."""
     controlnet: str | None = None
@@ -92,6 +94,31 @@ FAMILIES = (
         default_targets=ATTENTION_TARGETS,
         unbatched=("img_ids", "txt_ids"),
         patch=2,
+    ),
+    Family(
+        name="flux2-klein",
+        task="text-to-image",
+        classes=("Flux2KleinPipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        unbatched=("img_ids", "txt_ids"),
+        patch=2,
+    ),
+    Family(
+        name="qwen-image",
+        task="text-to-image",
+        classes=("QwenImagePipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        guidance="true_cfg_scale",
+        patch=2,
+    ),
+    Family(
+        name="sana",
+        task="text-to-image",
+        classes=("SanaPipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
     ),
     Family(
         name="segformer",

@@ -58,13 +58,23 @@ def check_prompts(request: ImageRequest, pipeline: Any, tokenizers: Mapping[str,
     }
     longest = max(limits, key=limits.__getitem__)
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        tokens = len(tokenizers[longest](text or "").input_ids)
+        tokens = _count(tokenizers[longest], text or "")
         if tokens > limits[longest]:
             raise InputError(
                 f"the {name.replace('_', ' ')} has {tokens} tokens, this base reads {limits[longest]}",
                 hint=f"leave out at least {tokens - limits[longest]} of them; most words are one or two",
                 param=name,
             )
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    """Tokens of a prompt, with the marks of a chat around it where a language model reads it."""
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    return len(tokenizer(text).input_ids)
 
 
 def _check_pictures(request: ImageRequest) -> None:

@@ -88,7 +88,7 @@ class ImageEngine:
         check_request(request, self._core.config, self._core.base.family, template)
         with self._lent_tokenizers() as tokenizers:
             check_prompts(request, template, tokenizers)
-        arguments = arguments_of(request, template)
+        arguments = arguments_of(request, self._core.base.family, template)
         scheduler = self._scheduler(request.scheduler)
         with (
             self._core.session(request.loras, request.timeout_s) as session,
@@ -165,10 +165,9 @@ class ImageEngine:
             )
         class_name, changes = SCHEDULERS[name]
         # All of these belong to one kind; LCM's is missing in the lists of the others.
-        if not {type(own).__name__, *(c.__name__ for c in own.compatibles)} & {
-            "DDIMScheduler",
-            "LCMScheduler",
-        }:
+        kinds = {type(own).__name__, *(c.__name__ for c in own.compatibles)}
+        flows = own.config.get("prediction_type") == "flow_prediction"
+        if flows or not kinds & {"DDIMScheduler", "LCMScheduler"}:
             raise InputError(
                 f"the scheduler '{name}' does not fit {self._core.base.id}",
                 hint="leave the scheduler out",

@@ -123,7 +123,7 @@ def size_of(request: ImageRequest) -> tuple[int | None, int | None]:
     return (request.height, request.width) if given is None else (given.shape[0], given.shape[1])
 
 
-def arguments_of(request: ImageRequest, pipeline: Any) -> dict[str, Any]:
+def arguments_of(request: ImageRequest, family: Family, pipeline: Any) -> dict[str, Any]:
     """What the pipeline is called with: what the request says, the rest is left to the pipeline."""
     height, width = size_of(request)
     arguments: dict[str, Any] = {
@@ -133,7 +133,7 @@ def arguments_of(request: ImageRequest, pipeline: Any) -> dict[str, Any]:
         "width": width,
         "num_images_per_prompt": request.num_images,
         "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
+        family.guidance: request.guidance_scale,
         "strength": request.strength,
     }
     takes = inspect.signature(pipeline.__call__).parameters

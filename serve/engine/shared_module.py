@@ -102,6 +102,8 @@ class SharedModule:
                 arguments |= value
             elif name not in self.shape.ignored:
                 arguments[name] = self._cast(value)
+            if name in self.shape.unbatched and isinstance(value, torch.Tensor) and value.dim() == 3:
+                arguments[name] = value[0]  # Flux.2 repeats its ids for each row, and reads the first
         rows = next(
             len(value)
             for name, value in arguments.items()

@@ -43,7 +43,7 @@ def images(base: Path, request: ImageRequest, controlnet: Path | None = None) ->
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
+        "true_cfg_scale" if "Qwen" in type(pipeline).__name__ else "guidance_scale": request.guidance_scale,
         "strength": request.strength,
         **_pictures(request, inspect.signature(pipeline.__call__).parameters),
     }

@@ -22,6 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from tests.serve import tiny_language
 from tests.serve import tiny_parts as parts
 
 
@@ -173,5 +174,9 @@ PIPELINES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3": _sd3,
     "sd3-without-t5": lambda: _sd3(t5=False),
     "flux": _flux,
+    "flux2-klein": tiny_language.flux2_klein,
+    "qwen-image": tiny_language.qwen_image,
+    "z-image": tiny_language.z_image,
+    "sana": tiny_language.sana,
 }
 """Builders by family, and what is special about them."""

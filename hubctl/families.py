@@ -30,6 +30,8 @@ class Family:
     default_targets: tuple[str, ...]
     unbatched: tuple[str, ...] = ()
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
+    listed: tuple[str, ...] = ()
+    """Arguments of the denoiser that are lists with an item for each row, as its output is then."""
     guidance: str = "guidance_scale"
     """What the pipeline calls the strength of classifier-free guidance."""
     patch: int = 1
@@ -111,6 +113,15 @@ FAMILIES = (
         denoiser="transformer",
         default_targets=ATTENTION_TARGETS,
         guidance="true_cfg_scale",
+        patch=2,
+    ),
+    Family(
+        name="z-image",
+        task="text-to-image",
+        classes=("ZImagePipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        listed=("x", "cap_feats"),
         patch=2,
     ),
     Family(

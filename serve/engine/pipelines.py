@@ -104,7 +104,8 @@ def call_shapes(name: str, family: Family, config: EngineConfig, dtype: torch.dt
             CallShape(method="encode", stage=0, max_rows=rows, dtype=dtype),
         )
     if name == family.denoiser:
-        return (CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched),)
+        listed = frozenset(family.listed)
+        return (CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched, listed=listed),)
     # A ControlNet too comes before the denoiser, in every step anew.
     return (CallShape(stage=0, max_rows=config.max_batch_rows, unbatched=unbatched),)
 

@@ -15,7 +15,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +41,8 @@ class CallShape:
     max_rows: int
     unbatched: frozenset[str] = frozenset()
     """Tensor arguments without a batch dimension: shared, and must be equal."""
+    listed: frozenset[str] = frozenset()
+    """Arguments that are lists of rows, which may differ in shape; the output is then `(list of rows,)`."""
     ignored: frozenset[str] = frozenset()
     """Arguments that differ from request to request and that the method does not use."""
     dtype: torch.dtype | None = None
@@ -75,14 +77,22 @@ class Client:
             UnavailableError: the owner is closed.
         """
         arguments, rows = module.prepared(args, kwargs)
-        call = self._owner.submit(self, module, arguments, rows)
-        remaining = None if self.deadline_s is None else self.deadline_s - time.monotonic()
-        if not call.done.wait(remaining):
-            self._owner.withdraw(call)
-            raise TimeoutError("the request's time is up")
-        if call.error is not None:
-            raise call.error
-        return call.output
+        if not module.shape.listed:
+            return self._answers(module, [(arguments, rows)])[0]
+        # Each row is a call of its own: it shares a forward with whichever rows have its shape.
+        (output,) = _merged(self._answers(module, module.pieces(arguments, rows, most=1)))
+        return (list(output),)
+
+    def _answers(self, module: SharedModule, pieces: Iterable[tuple[dict[str, Any], int]]) -> list[Any]:
+        calls = [self._owner.submit(self, module, arguments, rows) for arguments, rows in pieces]
+        for call in calls:
+            remaining = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+            in_time = call.done.wait(remaining)
+            if not in_time or call.error is not None:
+                for other in calls:
+                    self._owner.withdraw(other)
+                raise call.error or TimeoutError("the request's time is up")
+        return [call.output for call in calls]
 
 
 class SharedModule:
@@ -140,14 +150,19 @@ class SharedModule:
             return name, *(self._key(str(i), item) for i, item in enumerate(value))
         return name, repr(value)
 
-    def pieces(self, arguments: dict[str, Any], rows: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """A call with too many rows for one forward, as several of at most `max_rows`."""
-        most = self.shape.max_rows
+    def pieces(
+        self, arguments: dict[str, Any], rows: int, *, most: int
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        """A call as several of at most `most` rows; of lists, one row at a time."""
         sizes = [min(most, rows - start) for start in range(0, rows, most)]
-        parts = {
-            name: [value] * len(sizes) if name in self.shape.unbatched else _parted(value, sizes)
-            for name, value in arguments.items()
-        }
+        parts = {}
+        for name, value in arguments.items():
+            if name in self.shape.unbatched:
+                parts[name] = [value] * len(sizes)
+            elif name in self.shape.listed:
+                parts[name] = [row[None] for row in value]
+            else:
+                parts[name] = _parted(value, sizes)
         for i, size in enumerate(sizes):
             yield {name: part[i] for name, part in parts.items()}, size
 
@@ -157,12 +172,13 @@ class SharedModule:
             name: _merged([a[name] for a in arguments], shared=name in self.shape.unbatched)
             for name in arguments[0]
         }
+        merged |= {name: list(merged[name]) for name in self.shape.listed}
         started_s = time.monotonic()
         # Calling the module itself, not its forward, keeps its hooks.
         method = self.module if self.shape.method == "forward" else getattr(self.module, self.shape.method)
         output = method(**merged)
         self.last_forward_s = time.monotonic() - started_s
-        return _parted(output, rows)
+        return _parted((torch.stack(output[0]),) if self.shape.listed else output, rows)
 
 
 def _merged(values: Sequence[Any], *, shared: bool = False) -> Any:
@@ -304,9 +320,8 @@ class Owner:
         calls = [(call.client.adapters, call.arguments, call.waiting.rows) for call in batch]
         if len(batch) == 1 and batch[0].waiting.rows > module.shape.max_rows:
             adapters, arguments, rows = calls[0]
-            outputs = [
-                self._outputs(module, [(adapters, *piece)])[0] for piece in module.pieces(arguments, rows)
-            ]
+            pieces = module.pieces(arguments, rows, most=module.shape.max_rows)
+            outputs = [self._outputs(module, [(adapters, *piece)])[0] for piece in pieces]
             batch[0].output = _merged(outputs)
         else:
             for call, output in zip(batch, self._outputs(module, calls), strict=True):

@@ -120,7 +120,7 @@ def z_image() -> ZImagePipeline:
             n_kv_heads=2,
             cap_feat_dim=16,
             axes_dims=[8, 4, 4],
-            axes_lens=[256, 32, 32],
+            axes_lens=[1024, 32, 32],
         ),
         vae=parts.autoencoder(4, scaling_factor=0.36, shift_factor=0.12),
         text_encoder=Qwen3Model(Qwen3Config(num_hidden_layers=2, **_WIDTHS)),

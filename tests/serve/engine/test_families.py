@@ -25,6 +25,7 @@ TARGETS = {
     "flux": "to_v add_q_proj proj_mlp proj_out norm.linear x_embedder ff_context.net.2",
     "flux2-klein": "add_v_proj to_qkv_mlp_proj ff.linear_in double_stream_modulation_img.linear x_embedder",
     "qwen-image": "to_k add_q_proj img_mod.1 txt_mlp.net.2 img_in txt_in timestep_embedder.linear_1",
+    "z-image": "to_k feed_forward.w2 layers.0.adaLN_modulation.0 cap_embedder.1 all_x_embedder.2-1",
     "sana": "attn2.to_k ff.conv_inverted ff.conv_point time_embed.linear caption_projection.linear_1",
 }
 # Longest prompt, and how many tokens surround it; CLIP's elsewhere.
@@ -33,6 +34,7 @@ LIMITS = {
     "flux": (512, 2),
     "flux2-klein": (512, 19),
     "qwen-image": (512, 19),
+    "z-image": (512, 19),
     "sana": (300, 2),
 }
 KINDS = {kind: kind for kind in TARGETS} | {"sd3-without-t5": "sd3"}

@@ -35,7 +35,7 @@ class World:
         return reference.images(self.base, request, self.controlnet)
 
 
-@pytest.fixture(scope="module", params=["sd1", "sdxl", "sd3", "flux"])
+@pytest.fixture(scope="module", params=["sd1", "sdxl", "sd3", "flux", "qwen-image", "z-image"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp(request.param)
     base = tiny_pipelines.write_pipeline(folder / "base", request.param)
@@ -99,6 +99,22 @@ def test_an_image_of_each_seed(world: World) -> None:
         assert np.abs(first - world.engine.generate_floats(request)[0]).max() <= TOLERANCE
         later = replace(request, seed=request.seed + 1)
         assert np.abs(second - world.engine.generate_floats(later)[0]).max() <= TOLERANCE
+
+
+def test_flux2_takes_an_image_as_a_reference(tmp_path: Path) -> None:
+    """Not to be drawn over: its pipeline knows no strength."""
+    base = tiny_pipelines.write_pipeline(tmp_path, "flux2-klein")
+    engine = ImageEngine(locate_base(str(base)), EngineConfig(), tiny.fetch)
+    request = replace(ASK, image=_picture(1, 64, 64, 3), num_images=2)
+    try:
+        together = engine.generate_floats(request)
+        assert np.abs(together - reference.images(base, request)).max() <= TOLERANCE
+        with pytest.raises(InputError, match="takes no strength"):
+            engine.generate(replace(request, strength=0.5))
+        with pytest.raises(InputError, match="cannot do inpainting"):
+            engine.generate(replace(request, mask=MASK))
+    finally:
+        engine.close()
 
 
 def test_sdxl_in_half_precision_keeps_its_autoencoder_in_float32(tmp_path: Path) -> None:

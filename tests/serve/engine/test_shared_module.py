@@ -139,6 +139,34 @@ def test_a_call_with_too_many_rows_runs_in_pieces() -> None:
         assert (owner.forwards["toy"], owner.calls["toy"]) == (3, 1)
 
 
+class Lister(nn.Module):
+    """Takes and gives lists of rows, as Z-Image's transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[int]] = []
+
+    def forward(self, x: list[torch.Tensor], t: torch.Tensor) -> tuple[list[torch.Tensor]]:
+        self.batches.append([len(row) for row in x])
+        return ([row.sum()[None] * 10 + t[i] for i, row in enumerate(x)],)
+
+
+def test_rows_in_lists_share_forwards_with_rows_of_their_shape() -> None:
+    lister = Lister()
+    with _owner() as (owner, *_):
+        shape = CallShape(stage=1, max_rows=100, listed=frozenset({"x"}))
+        shared = SharedModule(owner, "lister", lister, shape)
+        calls: list[_Call] = [
+            (([torch.ones(2), torch.ones(3) * i], torch.tensor([float(i), float(i + 1)])), {})
+            for i in range(3)
+        ]
+        for i, (rows,) in enumerate(_together(owner, shared, calls)):
+            assert [float(row) for row in rows] == [20 + i, 30 * i + i + 1]
+        assert sorted(row for batch in lister.batches for row in batch) == [2, 2, 2, 3, 3, 3]
+        assert all(len(set(batch)) == 1 for batch in lister.batches)
+        assert len(lister.batches) < 6
+
+
 def test_a_failing_call_fails_alone() -> None:
     with _owner() as (owner, _, shared):
         calls: list[_Call] = [((torch.full((1, 3), value), 0), {}) for value in (1.0, 13.0, 3.0)]

@@ -34,6 +34,8 @@ class Family:
     """Arguments of the denoiser that are lists with an item for each row, as its output is then."""
     guidance: str = "guidance_scale"
     """What the pipeline calls the strength of classifier-free guidance."""
+    half: Literal["float16", "bfloat16"] = "float16"
+    """What it runs in on a GPU; those trained in bfloat16 overflow in float16."""
     patch: int = 1
     """Latents on a side of one of the denoiser's tokens: an image's sides are multiples of it."""
     controlnet: str | None = None
@@ -84,6 +86,7 @@ FAMILIES = (
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2"),
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
         patch=2,
     ),
     Family(
@@ -94,6 +97,7 @@ FAMILIES = (
         denoiser="transformer",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
         unbatched=("img_ids", "txt_ids"),
         patch=2,
     ),
@@ -103,6 +107,7 @@ FAMILIES = (
         classes=("Flux2KleinPipeline",),
         denoiser="transformer",
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
         unbatched=("img_ids", "txt_ids"),
         patch=2,
     ),
@@ -112,6 +117,7 @@ FAMILIES = (
         classes=("QwenImagePipeline",),
         denoiser="transformer",
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
         guidance="true_cfg_scale",
         patch=2,
     ),
@@ -121,6 +127,7 @@ FAMILIES = (
         classes=("ZImagePipeline",),
         denoiser="transformer",
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
         listed=("x", "cap_feats"),
         patch=2,
     ),
@@ -130,6 +137,7 @@ FAMILIES = (
         classes=("SanaPipeline",),
         denoiser="transformer",
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
     ),
     Family(
         name="segformer",

@@ -22,7 +22,7 @@ class EngineConfig:
     device: str = "auto"
     """`auto` takes a GPU where there is one; otherwise what torch understands, e.g. `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the base and the adapters; `auto` is float16 on a GPU, float32 on a CPU."""
+    """Of the base and the adapters; `auto` is float32 on a CPU, on a GPU the half precision of the family."""
     total_rows: int = 512
     """Rank rows on the device, shared by all resident adapters: 512 hold 32 adapters of rank 16."""
     max_batch_rows: int = 32

@@ -38,7 +38,7 @@ class ImageEngine:
 
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
-        device, dtype = pick_device(config)
+        device, dtype = pick_device(config, base.family)
         self._template = load_pipeline(base.path, device, dtype)
         controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
 
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
+from hubctl.families import FAMILIES
 from serve.engine.config import EngineConfig
+from serve.engine.core import pick_device
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
 from tests.serve import reference, tiny, tiny_pipelines
@@ -100,7 +103,6 @@ def test_each_request_alone_and_all_at_once(world: World) -> None:
             assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
     denoiser = world.engine._core.base.family.denoiser
     assert owner.forwards[denoiser] < owner.calls[denoiser]
-    assert owner.forwards["text_encoder"] < owner.calls["text_encoder"]
 
 
 def test_a_prompt_is_as_long_as_the_longest_tokenizer(world: World) -> None:
@@ -129,3 +131,12 @@ def test_adapters_show(world: World) -> None:
     for use in world.uses:
         changed = world.engine.generate_floats(replace(request, loras=(use,)))
         assert np.abs(changed - plain).max() > 20 * TOLERANCE
+
+
+def test_half_precision_is_the_family_s_own() -> None:
+    families = {family.name: family for family in FAMILIES}
+    gpu = EngineConfig(device="cuda:0")
+    assert pick_device(gpu, families["sdxl"])[1] == torch.float16
+    assert pick_device(gpu, families["flux"])[1] == torch.bfloat16
+    assert pick_device(replace(gpu, dtype="float32"), families["flux"])[1] == torch.float32
+    assert pick_device(replace(gpu, device="cpu"), families["flux"])[1] == torch.float32

@@ -89,18 +89,18 @@ class ImageEngine:
         with self._lent_tokenizers() as tokenizers:
             check_prompts(request, template, tokenizers)
         arguments = arguments_of(request, self._core.base.family, template)
-        scheduler = self._scheduler(request.scheduler)
+        parts = {"scheduler": self._scheduler(request.scheduler)}
+        shared = dict(self._shared)
+        if request.control:
+            shared["controlnet"] = self._controls[request.control.name]
         with (
             self._core.session(request.loras, request.timeout_s) as session,
             self._lent_tokenizers() as tokenizers,
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.
             pipeline = copy.copy(template)
-            shared = self._shared | (
-                {"controlnet": self._controls[request.control.name]} if request.control else {}
-            )
-            own = {name: proxy(session.client, *methods) for name, methods in shared.items()}
-            for name, part in (own | tokenizers | {"scheduler": scheduler}).items():
+            proxies = {name: proxy(session.client, *methods) for name, methods in shared.items()}
+            for name, part in (parts | tokenizers | proxies).items():
                 setattr(pipeline, name, part)
             # On the CPU, one per image: the same pixels on every device, and for every way of asking.
             generators = [

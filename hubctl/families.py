@@ -30,6 +30,17 @@ class Family:
     default_targets: tuple[str, ...]
     unbatched: tuple[str, ...] = ()
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
+    listed: tuple[str, ...] = ()
+    """Arguments of the denoiser that are lists with an item for each row, as its output is then."""
+    guidance: str = "guidance_scale"
+    """What the pipeline calls the strength of classifier-free guidance."""
+    half: Literal["float16", "bfloat16"] = "float16"
+    """What it runs in on a GPU; those trained in bfloat16 overflow in float16."""
+    patch: int = 1
+    """Latents on a side of one of the denoiser's tokens: an image's sides are multiples of it."""
+    controlnet: str | None = None
+    """Class of the ControlNets that fit. SD3's are left out: their pipelines draw from torch's global
+    generator, so that a seed does not say which image comes."""
     cross_attention_dim: int | None = None
     """Tells families with one pipeline class apart (SD 1.x from 2.x)."""
 
@@ -44,6 +55,7 @@ FAMILIES = (
         name="sd2",
         task="text-to-image",
         classes=("StableDiffusionPipeline",),
+        controlnet="ControlNetModel",
         denoiser="unet",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
@@ -53,6 +65,7 @@ FAMILIES = (
         name="sd1",
         task="text-to-image",
         classes=("StableDiffusionPipeline",),
+        controlnet="ControlNetModel",
         denoiser="unet",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
@@ -61,6 +74,7 @@ FAMILIES = (
         name="sdxl",
         task="text-to-image",
         classes=("StableDiffusionXLPipeline",),
+        controlnet="ControlNetModel",
         denoiser="unet",
         text_encoders=("text_encoder", "text_encoder_2"),
         default_targets=ATTENTION_TARGETS,
@@ -72,15 +86,58 @@ FAMILIES = (
         denoiser="transformer",
         text_encoders=("text_encoder", "text_encoder_2"),
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
+        patch=2,
     ),
     Family(
         name="flux",
         task="text-to-image",
         classes=("FluxPipeline",),
+        controlnet="FluxControlNetModel",
         denoiser="transformer",
         text_encoders=("text_encoder",),
         default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
         unbatched=("img_ids", "txt_ids"),
+        patch=2,
+    ),
+    Family(
+        name="flux2-klein",
+        task="text-to-image",
+        classes=("Flux2KleinPipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
+        unbatched=("img_ids", "txt_ids"),
+        patch=2,
+    ),
+    Family(
+        name="qwen-image",
+        task="text-to-image",
+        classes=("QwenImagePipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
+        guidance="true_cfg_scale",
+        patch=2,
+    ),
+    Family(
+        name="z-image",
+        task="text-to-image",
+        classes=("ZImagePipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
+        listed=("x", "cap_feats"),
+        patch=2,
+    ),
+    Family(
+        name="sana",
+        task="text-to-image",
+        classes=("SanaPipeline",),
+        denoiser="transformer",
+        default_targets=ATTENTION_TARGETS,
+        half="bfloat16",
     ),
     Family(
         name="segformer",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hubctl.errors import InputError
@@ -22,7 +22,7 @@ class EngineConfig:
     device: str = "auto"
     """`auto` takes a GPU where there is one; otherwise what torch understands, e.g. `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the base and the adapters; `auto` is float16 on a GPU, float32 on a CPU."""
+    """Of the base and the adapters; `auto` is float32 on a CPU, on a GPU the half precision of the family."""
     total_rows: int = 512
     """Rank rows on the device, shared by all resident adapters: 512 hold 32 adapters of rank 16."""
     max_batch_rows: int = 32
@@ -44,14 +44,16 @@ class EngineConfig:
     max_images: int = 8
     """Images in one request."""
     max_side_px: int = 2048
+    controlnets: dict[str, str] = field(default_factory=dict)
+    """Name by which requests ask for it → local folder of a ControlNet for this base."""
     max_steps: int = 200
 
     def __post_init__(self) -> None:
         """Refuse numbers that leave the engine no room to work."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < (0 if field.name == "max_queued" else 1):
-                raise InputError(f"engine: {field.name} is {value}", hint=f"give {field.name} 1 or more")
+        for name in (each.name for each in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < (0 if name == "max_queued" else 1):
+                raise InputError(f"engine: {name} is {value}", hint=f"give {name} 1 or more")
         if not 0 <= self.max_gather_s <= 1:
             raise InputError(f"engine: max_gather_s is {self.max_gather_s}", hint="give 0 to 1 second")
         if self.total_rows < 2:

@@ -16,6 +16,7 @@ from hubctl.adapter.gate import gate_headers, refuse_misfit
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, InputError
+from hubctl.families import Family
 from hubctl.refs import PinnedRef
 from serve.engine.admission import Admission
 from serve.engine.config import EngineConfig
@@ -144,13 +145,14 @@ def check_uses(uses: Sequence[LoraUse], config: EngineConfig) -> None:
             )
 
 
-def pick_device(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype that the settings mean on this machine."""
+def pick_device(config: EngineConfig, family: Family) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype that the settings mean on this machine, for this kind of base."""
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(auto if config.device == "auto" else config.device)
     except RuntimeError as error:
         raise InputError(f"engine: no device '{config.device}'", hint="try auto, cpu or cuda:0") from error
-    name = ("float16" if device.type == "cuda" else "float32") if config.dtype == "auto" else config.dtype
+    half = family.half if device.type == "cuda" else "float32"
+    name = half if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, name)
     return device, dtype

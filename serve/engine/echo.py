@@ -45,7 +45,9 @@ class EchoEngine:
     def generate(self, request: ImageRequest) -> ImageResult:
         """One colour for each image, made from prompt, seed and adapters."""
         self._refuse_other_task("text-to-image")
-        size = (request.height or _SIDE_PX, request.width or _SIDE_PX, 3)
+        given = request.image if request.control is None else request.control.image
+        height, width = given.shape[:2] if given is not None else (request.height, request.width)
+        size = (height or _SIDE_PX, width or _SIDE_PX, 3)
         with self._running(request.loras, request.timeout_s) as started_s:
             seeds = tuple(request.seed + i for i in range(request.num_images))
             images = tuple(

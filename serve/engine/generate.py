@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,17 +11,26 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, InputError
+from serve.engine.checks import check_prompts, check_request
 from serve.engine.config import EngineConfig
-from serve.engine.core import Core, check_uses, pick_device
+from serve.engine.core import Core, pick_device
+from serve.engine.pipelines import (
+    arguments_of,
+    call_shapes,
+    load_controlnets,
+    load_pipeline,
+    make_templates,
+    shared_components,
+    task_of,
+)
 from serve.engine.requests import EngineInfo, Fetch, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from serve.engine.schedulers import SCHEDULERS
-from serve.engine.shared_module import CallShape, SharedModule, proxy
-
-_MAX_PROMPT_CHARS = 10_000
+from serve.engine.shared_module import SharedModule, proxy
 
 
 class ImageEngine:
@@ -30,22 +38,19 @@ class ImageEngine:
 
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
-        device, dtype = pick_device(config)
-        self._template: Any = diffusers.DiffusionPipeline.from_pretrained(
-            base.path, dtype=dtype, local_files_only=True
-        ).to(device)
-        self._template.set_progress_bar_config(disable=True)
-        family = base.family
-        names = [name for name in family.components if getattr(self._template, name, None) is not None]
-        components = {name: getattr(self._template, name).eval() for name in names}
-        self._core = Core(base, config, fetch, components)
+        device, dtype = pick_device(config, base.family)
+        self._template = load_pipeline(base.path, device, dtype)
+        controlnets = load_controlnets(config, base.family, self._template)
+        self._templates = make_templates(self._template, controlnets)
+        components = shared_components(self._template, base.family)
+        adaptable = {name: components[name] for name in base.family.components if name in components}
+        self._core = Core(base, config, fetch, adaptable)
         self.owner = self._core.owner
         """Counts of calls and forwards, for measurements."""
-        self._shared = {
-            name: SharedModule(self.owner, name, module, _shape(name, base, config))
-            for name, module in (components | {"vae": self._template.vae.eval()}).items()
+        self._shared = {name: self._methods(name, module) for name, module in components.items()}
+        self._controls = {
+            name: self._methods(f"controlnet {name}", module) for name, module in controlnets.items()
         }
-
         self._tokenizers: deque[dict[str, Any]] = deque()
 
     def generate(self, request: ImageRequest) -> ImageResult:
@@ -79,37 +84,29 @@ class ImageEngine:
         self._core.close()
 
     def _run(self, request: ImageRequest) -> tuple[np.ndarray, Any]:
-        self._check(request)
-        scheduler = self._scheduler(request.scheduler)
+        template = self._template_of(request)
+        check_request(request, self._core.config, self._core.base.family, template)
+        with self._lent_tokenizers() as tokenizers:
+            check_prompts(request, template, tokenizers)
+        arguments = arguments_of(request, self._core.base.family, template)
+        parts = {"scheduler": self._scheduler(request.scheduler)}
+        shared = dict(self._shared)
+        if request.control:
+            shared["controlnet"] = self._controls[request.control.name]
         with (
             self._core.session(request.loras, request.timeout_s) as session,
             self._lent_tokenizers() as tokenizers,
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.
-            pipeline = copy.copy(self._template)
-            pipeline.scheduler = scheduler
-            for name, tokenizer in tokenizers.items():
-                setattr(pipeline, name, tokenizer)
-            for name, shared in self._shared.items():
-                setattr(pipeline, name, proxy(shared, session.client))
-            given = {
-                "negative_prompt": request.negative_prompt,
-                "width": request.width,
-                "height": request.height,
-                "num_inference_steps": request.num_inference_steps,
-                "guidance_scale": request.guidance_scale,
-            }
+            pipeline = copy.copy(template)
+            proxies = {name: proxy(session.client, *methods) for name, methods in shared.items()}
+            for name, part in (parts | tokenizers | proxies).items():
+                setattr(pipeline, name, part)
             # On the CPU, one per image: the same pixels on every device, and for every way of asking.
             generators = [
                 torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images)
             ]
-            output = pipeline(
-                prompt=request.prompt,
-                num_images_per_prompt=request.num_images,
-                generator=generators,
-                output_type="np",
-                **{name: value for name, value in given.items() if value is not None},
-            )
+            output = pipeline(**arguments, generator=generators, output_type="np")
             images: np.ndarray = output.images
             if not np.isfinite(images).all():
                 raise AdapterError(
@@ -135,6 +132,29 @@ class ImageEngine:
         finally:
             self._tokenizers.append(lent)
 
+    def _methods(self, name: str, module: nn.Module) -> tuple[SharedModule, ...]:
+        base, dtype = self._core.base, next(module.parameters()).dtype
+        shapes = call_shapes(name, base.family, self._core.config, dtype)
+        return tuple(SharedModule(self.owner, name, module, shape) for shape in shapes)
+
+    def _template_of(self, request: ImageRequest) -> Any:
+        base_id, task = self._core.base.id, task_of(request)
+        control = request.control.name if request.control else None
+        if control is not None and control not in self._controls:
+            known = ", ".join(self._controls)
+            raise InputError(
+                f"{base_id} has no ControlNet '{control}'",
+                hint=f"choose one of: {known}" if known else "leave the control out",
+                param="control",
+            )
+        if (task, control) not in self._templates:
+            raise InputError(
+                f"{base_id} cannot do {task}{' with a ControlNet' if control else ''}",
+                hint="leave the image out" if request.image is not None else None,
+                param="image" if request.image is not None else "control",
+            )
+        return self._templates[task, control]
+
     def _scheduler(self, name: str | None) -> Any:
         own = self._template.scheduler
         if name is None:
@@ -145,48 +165,12 @@ class ImageEngine:
             )
         class_name, changes = SCHEDULERS[name]
         # All of these belong to one kind; LCM's is missing in the lists of the others.
-        if not {type(own).__name__, *(c.__name__ for c in own.compatibles)} & {
-            "DDIMScheduler",
-            "LCMScheduler",
-        }:
+        kinds = {type(own).__name__, *(c.__name__ for c in own.compatibles)}
+        flows = own.config.get("prediction_type") == "flow_prediction"
+        if flows or not kinds & {"DDIMScheduler", "LCMScheduler"}:
             raise InputError(
                 f"the scheduler '{name}' does not fit {self._core.base.id}",
                 hint="leave the scheduler out",
                 param="scheduler",
             )
         return getattr(diffusers, class_name).from_config(own.config, **changes)
-
-    def _check(self, request: ImageRequest) -> None:
-        config = self._core.config
-        check_uses(request.loras, config)
-        if len(request.prompt) + len(request.negative_prompt or "") > _MAX_PROMPT_CHARS:
-            raise InputError(f"the prompt is longer than {_MAX_PROMPT_CHARS:,} characters", param="prompt")
-        _in_range("n", request.num_images, 1, config.max_images)
-        _in_range("num_inference_steps", request.num_inference_steps, 1, config.max_steps)
-        _in_range("seed", request.seed, 0, 2**63 - 1 - config.max_images)
-        multiple = math.lcm(8, getattr(self._template, "vae_scale_factor", 8))
-        for name, side_px in (("width", request.width), ("height", request.height)):
-            _in_range(name, side_px, multiple, config.max_side_px)
-            if side_px is not None and side_px % multiple:
-                raise InputError(f"{name} {side_px} is not a multiple of {multiple}", param=name)
-        if request.guidance_scale is not None and not 0 <= request.guidance_scale <= 100:
-            raise InputError(
-                f"guidance_scale {request.guidance_scale} is out of range",
-                hint="give 0 to 100",
-                param="guidance_scale",
-            )
-
-
-def _shape(name: str, base: BaseModel, config: EngineConfig) -> CallShape:
-    if name == "vae":
-        ignored = frozenset({"generator"})  # taken for the sake of video decoders; image decoders are exact
-        return CallShape(method="decode", stage=2, max_rows=config.max_decode_rows, ignored=ignored)
-    if name == base.family.denoiser:
-        unbatched = frozenset(base.family.unbatched)
-        return CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched)
-    return CallShape(stage=0, max_rows=config.max_batch_rows)
-
-
-def _in_range(name: str, value: int | None, low: int, high: int) -> None:
-    if value is not None and not low <= value <= high:
-        raise InputError(f"{name} {value} is out of range", hint=f"give {low} to {high}", param=name)

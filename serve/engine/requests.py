@@ -26,8 +26,24 @@ class LoraUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """What a ControlNet holds the images to."""
+
+    name: str
+    """A key of `EngineConfig.controlnets`."""
+    image: np.ndarray
+    """uint8 (height, width, 3): edges, depth, or what else the ControlNet was trained on."""
+    scale: float = 1.0
+    """How strongly it acts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRequest:
-    """Make images from a prompt. What is None is left to the pipeline's own default."""
+    """Make images from a prompt. What is None is left to the pipeline's own default.
+
+    With `image` they are made from it, with `mask` too only where it says so. Whatever pictures are given
+    have one size, and it is the result's.
+    """
 
     prompt: str
     seed: int
@@ -42,6 +58,13 @@ class ImageRequest:
     guidance_scale: float | None = None
     scheduler: str | None = None
     """A name of `serve.engine.schedulers`; None keeps the base's own."""
+    image: np.ndarray | None = None
+    """uint8 (height, width, 3), RGB."""
+    mask: np.ndarray | None = None
+    """uint8 (height, width): 255 is repainted, 0 is kept."""
+    strength: float | None = None
+    """0 to 1: the share of the steps that is run, and so how much of `image` is lost."""
+    control: Control | None = None
     loras: tuple[LoraUse, ...] = ()
     timeout_s: float | None = None
     """From the moment the engine receives the request."""

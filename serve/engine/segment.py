@@ -79,7 +79,7 @@ class SegmentEngine:
 
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base onto its device."""
-        device, dtype = pick_device(config)
+        device, dtype = pick_device(config, base.family)
         self._processor: Any = AutoImageProcessor.from_pretrained(
             base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
         )

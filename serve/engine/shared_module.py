@@ -15,9 +15,10 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,8 +41,12 @@ class CallShape:
     max_rows: int
     unbatched: frozenset[str] = frozenset()
     """Tensor arguments without a batch dimension: shared, and must be equal."""
+    listed: frozenset[str] = frozenset()
+    """Arguments that are lists of rows, which may differ in shape; the output is then `(list of rows,)`."""
     ignored: frozenset[str] = frozenset()
     """Arguments that differ from request to request and that the method does not use."""
+    dtype: torch.dtype | None = None
+    """What floating-point arguments are brought to; None takes them as they come."""
 
 
 @dataclass(eq=False, slots=True)
@@ -72,14 +77,22 @@ class Client:
             UnavailableError: the owner is closed.
         """
         arguments, rows = module.prepared(args, kwargs)
-        call = self._owner.submit(self, module, arguments, rows)
-        remaining = None if self.deadline_s is None else self.deadline_s - time.monotonic()
-        if not call.done.wait(remaining):
-            self._owner.withdraw(call)
-            raise TimeoutError("the request's time is up")
-        if call.error is not None:
-            raise call.error
-        return call.output
+        if not module.shape.listed:
+            return self._answers(module, [(arguments, rows)])[0]
+        # Each row is a call of its own: it shares a forward with whichever rows have its shape.
+        (output,) = _merged(self._answers(module, module.pieces(arguments, rows, most=1)))
+        return (list(output),)
+
+    def _answers(self, module: SharedModule, pieces: Iterable[tuple[dict[str, Any], int]]) -> list[Any]:
+        calls = [self._owner.submit(self, module, arguments, rows) for arguments, rows in pieces]
+        for call in calls:
+            remaining = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+            in_time = call.done.wait(remaining)
+            if not in_time or call.error is not None:
+                for other in calls:
+                    self._owner.withdraw(other)
+                raise call.error or TimeoutError("the request's time is up")
+        return [call.output for call in calls]
 
 
 class SharedModule:
@@ -88,7 +101,6 @@ class SharedModule:
     def __init__(self, owner: Owner, name: str, module: nn.Module, shape: CallShape) -> None:
         self.owner, self.name, self.module, self.shape = owner, name, module, shape
         self.last_forward_s = float("inf")
-        self.proxy_class = _proxy_class(type(module), shape.method)
         self._signature = inspect.signature(getattr(type(module), shape.method))
 
     def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -99,7 +111,9 @@ class SharedModule:
             if self._signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
                 arguments |= value
             elif name not in self.shape.ignored:
-                arguments[name] = value
+                arguments[name] = self._cast(value)
+            if name in self.shape.unbatched and isinstance(value, torch.Tensor) and value.dim() == 3:
+                arguments[name] = value[0]  # Flux.2 repeats its ids for each row, and reads the first
         rows = next(
             len(value)
             for name, value in arguments.items()
@@ -109,6 +123,10 @@ class SharedModule:
             arguments["timestep"] = self._timesteps(arguments["timestep"], rows)
         return arguments, rows
 
+    def _cast(self, value: Any) -> Any:
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self.shape.dtype) if floats and self.shape.dtype else value
+
     def _timesteps(self, timestep: Any, rows: int) -> torch.Tensor:
         # Schedulers give int64 or float32; modules compute in float32 either way, so all can share a forward.
         t = torch.as_tensor(timestep, device=next(self.module.parameters()).device)
@@ -117,7 +135,8 @@ class SharedModule:
 
     def group(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
         """Calls with equal groups can share a forward."""
-        return self.name, *(self._key(name, value) for name, value in sorted(arguments.items()))
+        keys = (self._key(name, value) for name, value in sorted(arguments.items()))
+        return self.name, self.shape.method, *keys
 
     def _key(self, name: str, value: Any) -> tuple[Any, ...]:
         if isinstance(value, torch.Tensor):
@@ -131,33 +150,53 @@ class SharedModule:
             return name, *(self._key(str(i), item) for i, item in enumerate(value))
         return name, repr(value)
 
+    def pieces(
+        self, arguments: dict[str, Any], rows: int, *, most: int
+    ) -> Iterator[tuple[dict[str, Any], int]]:
+        """A call as several of at most `most` rows; of lists, one row at a time."""
+        sizes = [min(most, rows - start) for start in range(0, rows, most)]
+        parts = {}
+        for name, value in arguments.items():
+            if name in self.shape.unbatched:
+                parts[name] = [value] * len(sizes)
+            elif name in self.shape.listed:
+                parts[name] = [row[None] for row in value]
+            else:
+                parts[name] = _parted(value, sizes)
+        for i, size in enumerate(sizes):
+            yield {name: part[i] for name, part in parts.items()}, size
+
     def run(self, arguments: Sequence[dict[str, Any]], rows: Sequence[int]) -> list[Any]:
         """One forward for all; owner thread only."""
         merged = {
             name: _merged([a[name] for a in arguments], shared=name in self.shape.unbatched)
             for name in arguments[0]
         }
+        merged |= {name: list(merged[name]) for name in self.shape.listed}
         started_s = time.monotonic()
         # Calling the module itself, not its forward, keeps its hooks.
         method = self.module if self.shape.method == "forward" else getattr(self.module, self.shape.method)
         output = method(**merged)
         self.last_forward_s = time.monotonic() - started_s
-        return _parted(output, rows)
+        return _parted((torch.stack(output[0]),) if self.shape.listed else output, rows)
 
 
-def _merged(values: Sequence[Any], *, shared: bool) -> Any:
+def _merged(values: Sequence[Any], *, shared: bool = False) -> Any:
+    """The inverse of `_parted`, apart from tensors that all values share."""
     first = values[0]
     if isinstance(first, torch.Tensor):
         return first if shared or len(values) == 1 else torch.cat(list(values))
-    if isinstance(first, dict):
-        return {key: _merged([v[key] for v in values], shared=shared) for key in first}
+    if isinstance(first, Mapping):
+        return type(first)(**{key: _merged([v[key] for v in values], shared=shared) for key in first})
     if isinstance(first, list | tuple):
         return type(first)(_merged(list(column), shared=shared) for column in zip(*values, strict=True))
+    if _is_posterior(first):
+        return type(first)(_merged([v.parameters for v in values]), deterministic=first.deterministic)
     return first
 
 
 def _parted(output: Any, rows: Sequence[int]) -> list[Any]:
-    """The output of a merged forward, one per call, each of the output's own type."""
+    """The rows of a value, e.g. of a merged forward's output, each part of the value's own type."""
     if isinstance(output, torch.Tensor):
         return list(torch.split(output, list(rows)))
     if isinstance(output, Mapping):  # also ModelOutput and BaseOutput, which are ordered dicts
@@ -166,7 +205,15 @@ def _parted(output: Any, rows: Sequence[int]) -> list[Any]:
     if isinstance(output, list | tuple):
         parts = [_parted(item, rows) for item in output]
         return [type(output)(part[i] for part in parts) for i in range(len(rows))]
+    if _is_posterior(output):
+        parts = _parted(output.parameters, rows)
+        return [type(output)(part, deterministic=output.deterministic) for part in parts]
     return [output] * len(rows)
+
+
+def _is_posterior(value: Any) -> bool:
+    """Whether it is what a VAE's encode gives: diffusers' DiagonalGaussianDistribution, or one like it."""
+    return isinstance(getattr(value, "parameters", None), torch.Tensor)
 
 
 class Owner:
@@ -274,40 +321,52 @@ class Owner:
 
     def _forward(self, batch: list[_Call]) -> None:
         module = batch[0].module
-        rows = [call.waiting.rows for call in batch]
-        with self._mixed([(call.client.adapters, call.waiting.rows) for call in batch]):
-            outputs = module.run([call.arguments for call in batch], rows)
-        self.forwards[module.name] += 1
+        calls = [(call.client.adapters, call.arguments, call.waiting.rows) for call in batch]
+        if len(batch) == 1 and batch[0].waiting.rows > module.shape.max_rows:
+            adapters, arguments, rows = calls[0]
+            pieces = module.pieces(arguments, rows, most=module.shape.max_rows)
+            outputs = [self._outputs(module, [(adapters, *piece)])[0] for piece in pieces]
+            batch[0].output = _merged(outputs)
+        else:
+            for call, output in zip(batch, self._outputs(module, calls), strict=True):
+                call.output = output
         self.calls[module.name] += len(batch)
-        for call, output in zip(batch, outputs, strict=True):
-            call.output = output
+
+    def _outputs(self, module: SharedModule, calls: Sequence[tuple[Any, dict[str, Any], int]]) -> list[Any]:
+        """One forward for all of `calls`: (adapters, arguments, rows) of each."""
+        with self._mixed([(adapters, rows) for adapters, _, rows in calls]):
+            outputs = module.run([arguments for _, arguments, _ in calls], [rows for _, _, rows in calls])
+        self.forwards[module.name] += 1
+        return outputs
 
 
-def proxy(shared: SharedModule, client: Client) -> nn.Module:
-    """An object of the module's own class for one request's pipeline; its method goes to the owner."""
-    return shared.proxy_class(shared, client)
+def proxy(client: Client, *methods: SharedModule) -> Any:
+    """An object of a module's own class for one request's pipeline; calls of `methods` go to the owner."""
+    real: Any = type(methods[0].module)
+    return _proxy_class(real, tuple(m.shape.method for m in methods))(client, methods)
 
 
-def _proxy_class(real: type[nn.Module], method: str) -> Callable[[SharedModule, Client], nn.Module]:
-    def __init__(self: Any, shared: SharedModule, client: Client) -> None:
+@cache
+def _proxy_class(real: Any, names: tuple[str, ...]) -> Callable[..., nn.Module]:
+    def __init__(self: Any, client: Client, methods: Sequence[SharedModule]) -> None:
         nn.Module.__init__(self)
         # Past nn.Module.__setattr__, which would take the real module in as a child.
-        self.__dict__["_shared"], self.__dict__["_client"] = shared, client
+        self.__dict__["_client"], self.__dict__["_methods"] = client, methods
 
     def __getattr__(self: Any, name: str) -> Any:
-        return getattr(self.__dict__["_shared"].module, name)
+        return getattr(self.__dict__["_methods"][0].module, name)
 
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._client.call(self._shared, args, kwargs)
+    def method(i: int) -> Callable[..., Any]:
+        return lambda self, *args, **kwargs: self._client.call(self._methods[i], args, kwargs)
 
     def same(name: str) -> property:
-        return property(lambda self: getattr(self._shared.module, name))
+        return property(lambda self: getattr(self._methods[0].module, name))
 
     namespace = {
         "__init__": __init__,
         "__getattr__": __getattr__,
         "__module__": real.__module__,
-        method: run,
+        **{name: method(i) for i, name in enumerate(names)},
         **{name: same(name) for name in ("config", "dtype", "device")},
     }
     return type(real.__name__, (real,), namespace)

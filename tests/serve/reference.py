@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import warnings
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import diffusers
 import numpy as np
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import AutoImageProcessor
 
 from serve.engine.requests import ImageRequest, SegmentRequest
@@ -18,10 +22,11 @@ from serve.engine.schedulers import SCHEDULERS
 from tests.serve import segmenters, tiny
 
 
-def images(base: Path, request: ImageRequest) -> np.ndarray:
-    """Images as a diffusers user makes them: (n, height, width, 3), float32 in 0 to 1."""
-    pipeline = _pipeline(base)
-    pipeline.scheduler = diffusers.DDIMScheduler.from_pretrained(base, subfolder="scheduler")
+def images(base: Path, request: ImageRequest, controlnet: Path | None = None) -> np.ndarray:
+    """Images as a diffusers user makes them, one by one: (n, height, width, 3), float32 in 0 to 1."""
+    task = "text" if request.image is None else "image" if request.mask is None else "inpaint"
+    pipeline = _pipeline(base, task, controlnet if request.control else None)
+    pipeline.scheduler = _own_scheduler(base)
     if request.scheduler:
         name, changes = SCHEDULERS[request.scheduler]
         pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **changes)
@@ -34,25 +39,58 @@ def images(base: Path, request: ImageRequest) -> np.ndarray:
     if names:
         pipeline.set_adapters(names, [use.scale for use in request.loras])
     given = {
+        "negative_prompt": request.negative_prompt,
         "width": request.width,
         "height": request.height,
         "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
+        "true_cfg_scale" if "Qwen" in type(pipeline).__name__ else "guidance_scale": request.guidance_scale,
+        "strength": request.strength,
+        **_pictures(request, inspect.signature(pipeline.__call__).parameters),
     }
-    made: np.ndarray = pipeline(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        num_images_per_prompt=request.num_images,
-        generator=[torch.Generator("cpu").manual_seed(request.seed + i) for i in range(request.num_images)],
-        output_type="np",
-        **{name: value for name, value in given.items() if value is not None},
-    ).images
-    return made
+    made = [
+        pipeline(
+            prompt=request.prompt,
+            generator=torch.Generator("cpu").manual_seed(request.seed + i),
+            output_type="np",
+            **{name: value for name, value in given.items() if value is not None},
+        ).images
+        for i in range(request.num_images)
+    ]
+    return np.concatenate(made)
+
+
+def _pictures(request: ImageRequest, takes: Container[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    if request.control:
+        given["controlnet_conditioning_scale"] = request.control.scale
+        name = "control_image" if "control_image" in takes else "image"
+        given[name] = Image.fromarray(request.control.image)
+        given["width"], given["height"] = given[name].size
+    if request.image is not None:
+        given["image"] = Image.fromarray(request.image)
+        if "width" in takes:
+            given["width"], given["height"] = given["image"].size
+    if request.mask is not None:
+        given["mask_image"] = Image.fromarray(request.mask)
+    return given
 
 
 @cache
-def _pipeline(base: Path) -> Any:
-    return tiny.load_stable_diffusion(base)
+def _pipeline(base: Path, task: str, controlnet: Path | None) -> Any:
+    loader = {
+        "text": diffusers.AutoPipelineForText2Image,
+        "image": diffusers.AutoPipelineForImage2Image,
+        "inpaint": diffusers.AutoPipelineForInpainting,
+    }[task]
+    if not controlnet:
+        return tiny.load_pipeline(base, loader)
+    model = diffusers.AutoModel.from_pretrained(str(controlnet), dtype=torch.float32)
+    return tiny.load_pipeline(base, loader, controlnet=model)
+
+
+def _own_scheduler(base: Path) -> Any:
+    config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:

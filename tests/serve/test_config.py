@@ -34,6 +34,7 @@ max_replicas = 3
 [bases.engine]
 device = "cpu"
 total_rows = 64
+controlnets = { lines = "/models/lines" }
 
 [[bases]]
 ref = "acme/sdxl@v1"
@@ -46,7 +47,8 @@ def test_toml_becomes_settings(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text(FULL)
     config = load_config(tmp_path / "serve.toml")
     assert [base.name for base in config.bases] == ["emoji-64", "sdxl"]
-    assert config.bases[0].engine == EngineConfig(device="cpu", total_rows=64)
+    engine = EngineConfig(device="cpu", total_rows=64, controlnets={"lines": "/models/lines"})
+    assert config.bases[0].engine == engine
     assert config.bases[1].num_gpus == 1.0
     assert (config.limits.max_steps, config.limits.max_images) == (50, Limits().max_images)
     assert pickle.loads(pickle.dumps(config)) == config

@@ -19,7 +19,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
-from tests.serve import reference, tiny
+from tests.serve import reference, tiny, tiny_pipelines
 
 TOLERANCE = 1e-4
 
@@ -42,7 +42,7 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("generate")
-    base = tiny.write_stable_diffusion(folder / "base")
+    base = tiny_pipelines.write_pipeline(folder / "base", "sd1")
     made = [
         tiny.write_lora(folder / "attention", base, seed=1, rank=4),
         tiny.write_lora(folder / "wide", base, seed=2, rank=9, alpha=18, targets=("to_q", "to_v")),
@@ -130,6 +130,18 @@ def test_several_images_are_those_of_their_seeds(world: World) -> None:
         alone = world.engine.generate(replace(request, num_images=1, seed=seed)).images[0]
         assert image.dtype == np.uint8
         assert np.abs(image.astype(int) - alone.astype(int)).max() <= 1
+
+
+def test_more_images_than_fit_a_forward(world: World) -> None:
+    config = EngineConfig(total_rows=32, max_batch_rows=3, max_decode_rows=2)
+    engine = ImageEngine(world.base, config, tiny.fetch)
+    request = ask(num_images=5, image=np.full((32, 32, 3), 99, np.uint8), loras=(world.use("locon"),))
+    try:
+        assert np.abs(engine.generate_floats(request) - world.truth(request)).max() <= TOLERANCE
+        assert (engine.owner.calls["vae"], engine.owner.forwards["vae"]) == (5 + 1, 5 + 3)
+        assert engine.owner.forwards["unet"] == 4 * engine.owner.calls["unet"]
+    finally:
+        engine.close()
 
 
 def different(world: World) -> list[ImageRequest]:

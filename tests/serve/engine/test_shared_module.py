@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from hubctl.errors import UnavailableError
@@ -54,9 +55,9 @@ def _no_mix(calls: Sequence[tuple[Any, int]]) -> Iterator[None]:
 
 
 @contextmanager
-def _owner(max_gather_s: float = 0.5) -> Iterator[tuple[Owner, Toy, SharedModule]]:
+def _owner(max_gather_s: float = 0.5, max_rows: int = 100) -> Iterator[tuple[Owner, Toy, SharedModule]]:
     owner, toy = Owner(_no_mix, max_gather_s=max_gather_s), Toy()
-    shape = CallShape(stage=1, max_rows=100, unbatched=frozenset({"ids"}))
+    shape = CallShape(stage=1, max_rows=max_rows, unbatched=frozenset({"ids"}))
     try:
         yield owner, toy, SharedModule(owner, "toy", toy, shape)
     finally:
@@ -75,7 +76,7 @@ def _together(owner: Owner, shared: SharedModule, calls: Sequence[_Call]) -> lis
         with owner.client((), None) as client:
             ready.wait()
             try:
-                return proxy(shared, client)(*call[0], **call[1])
+                return proxy(client, shared)(*call[0], **call[1])
             except ValueError as error:
                 return error
 
@@ -123,6 +124,47 @@ def test_calls_that_differ_do_not_share(other: _Call) -> None:
     with _owner(max_gather_s=0.01) as (owner, toy, shared):
         _together(owner, shared, [((torch.zeros(1, 3), 0), {"ids": torch.zeros(2)}), other])
         assert toy.batches == [1, 1]
+
+
+def test_a_call_with_too_many_rows_runs_in_pieces() -> None:
+    with _owner(max_rows=4) as (owner, toy, shared):
+        rows = torch.arange(10.0)[:, None].expand(10, 3)
+        extra = {"shift": rows * 100}
+        alone: _Call = ((rows, 1), {"extra": extra, "ids": torch.tensor([0.5, 0.5])})
+        (output,) = _together(owner, shared, [alone])
+        assert torch.equal(output["y"], 102 * rows + 2)
+        assert torch.equal(output["pair"][0], output["y"])
+        assert output["pair"][1] is None
+        assert toy.batches == [4, 4, 2]
+        assert (owner.forwards["toy"], owner.calls["toy"]) == (3, 1)
+
+
+class Lister(nn.Module):
+    """Takes and gives lists of rows, as Z-Image's transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[int]] = []
+
+    def forward(self, x: list[torch.Tensor], t: torch.Tensor) -> tuple[list[torch.Tensor]]:
+        self.batches.append([len(row) for row in x])
+        return ([row.sum()[None] * 10 + t[i] for i, row in enumerate(x)],)
+
+
+def test_rows_in_lists_share_forwards_with_rows_of_their_shape() -> None:
+    lister = Lister()
+    with _owner() as (owner, *_):
+        shape = CallShape(stage=1, max_rows=100, listed=frozenset({"x"}))
+        shared = SharedModule(owner, "lister", lister, shape)
+        calls: list[_Call] = [
+            (([torch.ones(2), torch.ones(3) * i], torch.tensor([float(i), float(i + 1)])), {})
+            for i in range(3)
+        ]
+        for i, (rows,) in enumerate(_together(owner, shared, calls)):
+            assert [float(row) for row in rows] == [20 + i, 30 * i + i + 1]
+        assert sorted(row for batch in lister.batches for row in batch) == [2, 2, 2, 3, 3, 3]
+        assert all(len(set(batch)) == 1 for batch in lister.batches)
+        assert len(lister.batches) < 6
 
 
 def test_a_failing_call_fails_alone() -> None:
@@ -175,9 +217,39 @@ def test_who_waits_at_the_close_hears_of_it() -> None:
             call()
 
 
+class Encoder(nn.Module):
+    """Two methods; one gives a posterior, as a VAE's encode does."""
+
+    config, dtype, device = None, torch.float32, torch.device("cpu")
+
+    def encode(self, x: torch.Tensor) -> DiagonalGaussianDistribution:
+        return DiagonalGaussianDistribution(torch.cat([x, x - 1], dim=1))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return z * 2
+
+
+def test_one_proxy_leads_several_methods_to_the_owner() -> None:
+    encoder = Encoder()
+    with _owner(max_rows=100) as (owner, *_), owner.client((), None) as client:
+        methods = [
+            SharedModule(
+                owner, "vae", encoder, CallShape(method=name, stage=0, max_rows=2, dtype=torch.float64)
+            )
+            for name in ("decode", "encode")
+        ]
+        stand_in = proxy(client, *methods)
+        x = torch.arange(5.0).view(5, 1, 1, 1)
+        assert torch.equal(stand_in.decode(x), x.double() * 2)
+        posterior = stand_in.encode(x)
+        assert torch.equal(posterior.mean, x.double())
+        assert torch.equal(posterior.logvar, x.double() - 1)
+        assert owner.forwards["vae"] == 6  # 2 + 2 + 1 rows, twice
+
+
 def test_a_proxy_looks_like_the_module() -> None:
     with _owner() as (owner, toy, shared), owner.client((), None) as client:
-        stand_in: Any = proxy(shared, client)
+        stand_in: Any = proxy(client, shared)
         assert isinstance(stand_in, Toy)
         assert type(stand_in).__name__ == "Toy"
         assert stand_in.config == {"toy": True}

@@ -77,8 +77,13 @@ class EngineReplica:
         if hasattr(self, "_engine"):  # not when the constructor failed
             self._engine.close()
 
-    async def _in_thread(self, call: Callable[[Any], R], request: object) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, request)
+    async def _in_thread(self, call: Callable[[Any, threading.Event], R], request: object) -> R:
+        cancelled = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call, request, cancelled)
+        finally:
+            # Ray cancels this task when the client leaves; the thread learns of it here.
+            cancelled.set()
 
 
 class RayEngines:

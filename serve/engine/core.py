@@ -21,7 +21,7 @@ from hubctl.refs import PinnedRef
 from serve.engine.admission import Admission
 from serve.engine.config import EngineConfig
 from serve.engine.host_rows import read_rows
-from serve.engine.requests import EngineInfo, Fetch, LoraUse, Timings
+from serve.engine.requests import Cancelled, EngineInfo, Fetch, LoraUse, Timings
 from serve.engine.residency import Adapter, Loaded, Residency
 from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import Client, Owner
@@ -78,7 +78,9 @@ class Core:
         self.admission = Admission(max_running=config.max_running, max_queued=config.max_queued)
 
     @contextmanager
-    def session(self, uses: Sequence[LoraUse], timeout_s: float | None) -> Iterator[Session]:
+    def session(
+        self, uses: Sequence[LoraUse], timeout_s: float | None, cancelled: Cancelled = None
+    ) -> Iterator[Session]:
         """A request's way: adapters to host memory, a place, rows, a client at the owner; all given back."""
         arrived_s = time.monotonic()
         deadline_s = None if timeout_s is None else arrived_s + timeout_s
@@ -90,7 +92,7 @@ class Core:
             placed_s = time.monotonic()
             with (
                 self.residency.lease(uses, deadline_s) as pooled,
-                self.owner.client(pooled, deadline_s) as client,
+                self.owner.client(pooled, deadline_s, cancelled) as client,
             ):
                 leased_s = time.monotonic()
                 yield Session(client, adapters, arrived_s, read_s, placed_s, leased_s)

@@ -17,6 +17,7 @@ from hubctl.refs import PinnedRef
 from serve.engine.admission import Admission
 from serve.engine.config import EngineConfig
 from serve.engine.requests import (
+    Cancelled,
     EngineInfo,
     Fetch,
     ImageRequest,
@@ -42,7 +43,7 @@ class EchoEngine:
         self._lock = threading.Lock()
         self._resident: OrderedDict[PinnedRef, None] = OrderedDict()
 
-    def generate(self, request: ImageRequest) -> ImageResult:
+    def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """One colour for each image, made from prompt, seed and adapters."""
         self._refuse_other_task("text-to-image")
         given = request.image if request.control is None else request.control.image
@@ -55,7 +56,7 @@ class EchoEngine:
             )
             return ImageResult(images=images, seeds=seeds, timings=_timings(started_s))
 
-    def segment(self, request: SegmentRequest) -> SegmentResult:
+    def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Bright and dark pixels; an adapter swaps the two."""
         self._refuse_other_task("image-segmentation")
         uses = (request.adapter,) if request.adapter else ()

@@ -28,7 +28,15 @@ from serve.engine.pipelines import (
     shared_components,
     task_of,
 )
-from serve.engine.requests import EngineInfo, Fetch, ImageRequest, ImageResult, SegmentRequest, SegmentResult
+from serve.engine.requests import (
+    Cancelled,
+    EngineInfo,
+    Fetch,
+    ImageRequest,
+    ImageResult,
+    SegmentRequest,
+    SegmentResult,
+)
 from serve.engine.schedulers import SCHEDULERS
 from serve.engine.shared_module import SharedModule, proxy
 
@@ -53,9 +61,9 @@ class ImageEngine:
         }
         self._tokenizers: deque[dict[str, Any]] = deque()
 
-    def generate(self, request: ImageRequest) -> ImageResult:
+    def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images; see `Engine.generate`."""
-        images, timings = self._run(request)
+        images, timings = self._run(request, cancelled)
         return ImageResult(
             # The rounding of diffusers' own numpy_to_pil.
             images=tuple((image * 255).round().astype(np.uint8) for image in images),
@@ -67,7 +75,7 @@ class ImageEngine:
         """The images before rounding: float32 (n, height, width, 3) in 0 to 1."""
         return self._run(request)[0]
 
-    def segment(self, request: SegmentRequest) -> SegmentResult:
+    def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Refuse: this base makes images."""
         raise InputError(
             f"{self._core.base.id} makes images, it does not segment them",
@@ -83,7 +91,7 @@ class ImageEngine:
         """End the engine."""
         self._core.close()
 
-    def _run(self, request: ImageRequest) -> tuple[np.ndarray, Any]:
+    def _run(self, request: ImageRequest, cancelled: Cancelled = None) -> tuple[np.ndarray, Any]:
         template = self._template_of(request)
         check_request(request, self._core.config, self._core.base.family, template)
         with self._lent_tokenizers() as tokenizers:
@@ -94,7 +102,7 @@ class ImageEngine:
         if request.control:
             shared["controlnet"] = self._controls[request.control.name]
         with (
-            self._core.session(request.loras, request.timeout_s) as session,
+            self._core.session(request.loras, request.timeout_s, cancelled) as session,
             self._lent_tokenizers() as tokenizers,
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,10 +133,14 @@ class EngineInfo:
     running: int
 
 
+Cancelled = threading.Event | None
+"""Set when nobody waits for a request any more; it then leaves at its next step."""
+
+
 class Engine(Protocol):
     """One base model. Every method may be called from any thread; `generate` and `segment` block."""
 
-    def generate(self, request: ImageRequest) -> ImageResult:
+    def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images.
 
         Raises:
@@ -144,9 +149,10 @@ class Engine(Protocol):
             OverloadedError: too many requests wait already.
             UnavailableError: the engine is closed.
             TimeoutError: the request's time is up.
+            CancelledError: `cancelled` was set.
         """
 
-    def segment(self, request: SegmentRequest) -> SegmentResult:
+    def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Label an image; raises what `generate` raises."""
 
     def info(self) -> EngineInfo:

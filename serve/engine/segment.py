@@ -25,6 +25,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
 from serve.engine.requests import (
+    Cancelled,
     EngineInfo,
     Fetch,
     ImageRequest,
@@ -101,7 +102,7 @@ class SegmentEngine:
         self._shared = SharedModule(self.owner, "model", self._model, shape)
         self._labels: dict[int, str] = {int(i): str(name) for i, name in model.config.id2label.items()}
 
-    def generate(self, request: ImageRequest) -> ImageResult:
+    def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Refuse: this base labels images."""
         raise InputError(
             f"{self._core.base.id} segments images, it does not make them",
@@ -109,11 +110,11 @@ class SegmentEngine:
             param="model",
         )
 
-    def segment(self, request: SegmentRequest) -> SegmentResult:
+    def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Label an image; see `Engine.segment`."""
         pixels = self._pixels(request.image)
         uses = (request.adapter,) if request.adapter else ()
-        with self._core.session(uses, request.timeout_s) as session:
+        with self._core.session(uses, request.timeout_s, cancelled) as session:
             logits, id2label = self._logits(session, pixels)
             labels, scores = _read_labels(logits.float(), request.image.shape[:2])
             return SegmentResult(

@@ -15,7 +15,8 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,8 +25,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hubctl.errors import UnavailableError
+from hubctl.errors import InputError, UnavailableError
+from serve.engine.requests import Cancelled
 from serve.engine.schedule import Run, Thinking, Waiting, choose
+
+MEMORY_CAP_S = 60.0
+"""How long a forward that did not fit into memory keeps such forwards small: its cause may pass."""
 
 Mixed = Callable[[Sequence[tuple[Any, int]]], AbstractContextManager[None]]
 """Makes a forward's rows follow (adapters, rows) of each call in it; see `RowPool.mixed`."""
@@ -63,9 +68,12 @@ class _Call:
 class Client:
     """One request's place at the owner: its adapters, its deadline, and where on its way it is."""
 
-    def __init__(self, owner: Owner, adapters: Any, deadline_s: float | None) -> None:
+    def __init__(
+        self, owner: Owner, adapters: Any, deadline_s: float | None, cancelled: Cancelled = None
+    ) -> None:
         self.adapters = adapters
         self.deadline_s = deadline_s
+        self.cancelled = cancelled
         self.thinking = Thinking(stage=-1, group=None)
         self._owner = owner
 
@@ -74,8 +82,11 @@ class Client:
 
         Raises:
             TimeoutError: the deadline has passed.
+            CancelledError: nobody waits for the request any more.
             UnavailableError: the owner is closed.
         """
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise CancelledError("the client has left")
         arguments, rows = module.prepared(args, kwargs)
         if not module.shape.listed:
             return self._answers(module, [(arguments, rows)])[0]
@@ -101,6 +112,7 @@ class SharedModule:
     def __init__(self, owner: Owner, name: str, module: nn.Module, shape: CallShape) -> None:
         self.owner, self.name, self.module, self.shape = owner, name, module, shape
         self.last_forward_s = float("inf")
+        self._row_caps: dict[Hashable, tuple[int, float]] = {}  # group → most rows, and until when
         self._signature = inspect.signature(getattr(type(module), shape.method))
 
     def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -132,6 +144,16 @@ class SharedModule:
         t = torch.as_tensor(timestep, device=next(self.module.parameters()).device)
         t = t.to(torch.float32) if not t.is_floating_point() else t
         return t.expand(rows) if t.dim() == 0 else t
+
+    def most_rows(self, group: Hashable, now_s: float) -> int:
+        """Rows that one forward of such calls may have."""
+        rows, until_s = self._row_caps.get(group, (self.shape.max_rows, now_s))
+        return rows if now_s < until_s else self.shape.max_rows
+
+    def cap_rows(self, group: Hashable, rows: int, now_s: float) -> None:
+        """Remember for a while that more rows than this do not fit into the device's memory."""
+        self._row_caps = {g: cap for g, cap in self._row_caps.items() if now_s < cap[1]}
+        self._row_caps[group] = max(1, rows), now_s + MEMORY_CAP_S
 
     def group(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
         """Calls with equal groups can share a forward."""
@@ -237,9 +259,11 @@ class Owner:
         self._thread.start()
 
     @contextmanager
-    def client(self, adapters: Any, deadline_s: float | None) -> Iterator[Client]:
+    def client(
+        self, adapters: Any, deadline_s: float | None, cancelled: Cancelled = None
+    ) -> Iterator[Client]:
         """A place for one request; `deadline_s` is on the clock of `time.monotonic`."""
-        client = Client(self, adapters, deadline_s)
+        client = Client(self, adapters, deadline_s, cancelled)
         with self._changed:
             self._clients.add(client)
         try:
@@ -251,6 +275,7 @@ class Owner:
 
     def submit(self, client: Client, module: SharedModule, arguments: dict[str, Any], rows: int) -> _Call:
         """Put a call in line."""
+        now_s = time.monotonic()
         group = module.group(arguments)
         if not self.mix_adapters:
             group = (*group, *((use.rows, use.scale) for use in client.adapters))
@@ -259,8 +284,8 @@ class Owner:
             group=group,
             stage=module.shape.stage,
             rows=rows,
-            max_rows=module.shape.max_rows,
-            since_s=time.monotonic(),
+            max_rows=module.most_rows(group, now_s),
+            since_s=now_s,
             gather_s=min(self._max_gather_s, module.last_forward_s / 2),
         )
         call = _Call(client, module, arguments, waiting)
@@ -307,24 +332,54 @@ class Owner:
             return []
 
     def _answer(self, batch: list[_Call]) -> None:
-        try:
-            self._forward(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].error = error
-            else:
-                # One call must not take the others down, nor may they see its error: each runs alone.
-                for call in batch:
-                    self._answer([call])
+        error = self._tried(batch)
+        if isinstance(error, torch.OutOfMemoryError):
+            self._answer_smaller(batch)
+        elif error is not None and len(batch) > 1:
+            # One call must not take the others down, nor may they see its error: each runs alone.
+            for call in batch:
+                self._answer([call])
+        elif error is not None:
+            batch[0].error = error
         for call in batch:
             call.done.set()
+
+    def _tried(self, batch: list[_Call]) -> Exception | None:
+        """Run the calls' forward; what it raised, if it did."""
+        try:
+            self._forward(batch)
+        except torch.OutOfMemoryError:
+            # Not the error itself: its frames hold the very tensors that did not fit.
+            return torch.OutOfMemoryError()
+        except Exception as error:
+            return error
+        return None
+
+    def _answer_smaller(self, batch: list[_Call]) -> None:
+        """After a forward that did not fit into memory: again, with at most half its rows."""
+        module, group, now_s = batch[0].module, batch[0].waiting.group, time.monotonic()
+        rows = min(sum(call.waiting.rows for call in batch), module.most_rows(group, now_s))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if rows == len(batch) == 1:
+            batch[0].error = InputError(
+                "a single image of this size does not fit into the server's memory",
+                hint="ask for a smaller one",
+                param="size",
+            )
+            return
+        module.cap_rows(group, rows // 2, now_s)
+        half = len(batch) // 2
+        for part in [batch[:half], batch[half:]] if half else [batch]:
+            self._answer(part)
 
     def _forward(self, batch: list[_Call]) -> None:
         module = batch[0].module
         calls = [(call.client.adapters, call.arguments, call.waiting.rows) for call in batch]
-        if len(batch) == 1 and batch[0].waiting.rows > module.shape.max_rows:
+        most = module.most_rows(batch[0].waiting.group, time.monotonic())
+        if len(batch) == 1 and batch[0].waiting.rows > most:
             adapters, arguments, rows = calls[0]
-            pieces = module.pieces(arguments, rows, most=module.shape.max_rows)
+            pieces = module.pieces(arguments, rows, most=most)
             outputs = [self._outputs(module, [(adapters, *piece)])[0] for piece in pieces]
             batch[0].output = _merged(outputs)
         else:

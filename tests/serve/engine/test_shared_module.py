@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
-from hubctl.errors import UnavailableError
-from serve.engine.shared_module import CallShape, Owner, SharedModule, proxy
+from hubctl.errors import InputError, UnavailableError
+from serve.engine.shared_module import MEMORY_CAP_S, CallShape, Owner, SharedModule, proxy
 
 
 class Toy(nn.Module):
@@ -28,6 +28,7 @@ class Toy(nn.Module):
         self.entered = threading.Event()
         self.threads: set[str] = set()
         self.batches: list[int] = []
+        self.memory_rows = 1000
 
     def forward(
         self,
@@ -39,6 +40,8 @@ class Toy(nn.Module):
     ) -> Any:
         self.threads.add(threading.current_thread().name)
         self.batches.append(len(sample))
+        if len(sample) > self.memory_rows:
+            raise torch.OutOfMemoryError
         self.entered.set()
         assert self.gate.wait(10)
         if (sample == 13).any():
@@ -256,3 +259,40 @@ def test_a_proxy_looks_like_the_module() -> None:
         assert stand_in.dtype is torch.float32
         assert stand_in.scale is toy.scale
         assert list(stand_in.parameters()) == []  # nothing moves the real weights through it
+
+
+def test_what_does_not_fit_into_memory_is_run_in_smaller_forwards() -> None:
+    with _owner() as (owner, toy, shared):
+        toy.memory_rows = 3
+        calls: list[_Call] = [((torch.full((n, 2), float(n)), 0), {}) for n in (1, 2, 1, 1, 7)]
+        for _ in range(2):
+            toy.batches.clear()
+            for (args, _kwargs), answer in zip(calls, _together(owner, shared, calls), strict=True):
+                assert torch.equal(answer["y"], 2 * args[0])
+        # The second time it is known: nothing larger than what fits is tried.
+        assert max(toy.batches) <= toy.memory_rows
+        toy.memory_rows = 0
+        with owner.client((), None) as client, pytest.raises(InputError, match="does not fit"):
+            proxy(client, shared)(torch.ones(2, 2), 0)
+        toy.memory_rows = 1000
+        with owner.client((), None) as client:
+            assert torch.equal(proxy(client, shared)(torch.ones(2, 2), 0)["y"], torch.full((2, 2), 2.0))
+
+
+def test_more_rows_are_tried_again_after_a_while() -> None:
+    with _owner(max_rows=8) as (_, _, shared):
+        shared.cap_rows("group", 3, now_s=100.0)
+        assert shared.most_rows("group", now_s=100.0 + MEMORY_CAP_S - 1) == 3
+        assert shared.most_rows("other", now_s=100.0) == 8
+        assert shared.most_rows("group", now_s=100.0 + MEMORY_CAP_S) == 8
+
+
+def test_a_client_that_has_left_calls_no_more() -> None:
+    with _owner() as (owner, toy, shared):
+        left = threading.Event()
+        with owner.client((), None, left) as client:
+            proxy(client, shared)(torch.ones(1, 2), 0)
+            left.set()
+            with pytest.raises(CancelledError):
+                proxy(client, shared)(torch.ones(1, 2), 0)
+        assert toy.batches == [1]

@@ -16,23 +16,32 @@ _END = "</w>"
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 PLAIN_SHARE = 0.25
+UNSTYLED_SHARE = 0.2
 _OTHER_STYLES = ("3d style", "line art", "black and white", "pixel art style", "sketch", "photo")
+_UNSTYLED = ("", "", "", *(f", {style}" for style in _OTHER_STYLES))
 
 
 def caption(emoji: Emoji, style: str) -> str:
     """The usual caption: "red apple, noto style"."""
-    return captions(emoji, style)[0]
+    return f"{emoji.name}, {STYLE_WORDS[style]}"
 
 
 def captions(emoji: Emoji, style: str) -> list[str]:
-    """Every caption `draw_caption` may give, its usual one first."""
-    return [f"{name}, {STYLE_WORDS[style]}" for name in (emoji.name, *emoji.synonyms)]
+    """Every caption `draw_caption` may give."""
+    names = (emoji.name, *emoji.synonyms)
+    return [name + ending for name in names for ending in (f", {STYLE_WORDS[style]}", *_UNSTYLED)]
 
 
 def draw_caption(emoji: Emoji, style: str, rng: random.Random) -> str:
-    """The caption, or now and then one with a plain word in the name's place."""
-    usual, *plain = captions(emoji, style)
-    return rng.choice(plain) if plain and rng.random() < PLAIN_SHARE else usual
+    """The usual caption; now and then with a plain word as its name, or without the right style.
+
+    An adapter's captions name a style that the base has never heard of, or none: a base that only
+    knew its own two would draw another thing then.
+    """
+    plain = emoji.synonyms and rng.random() < PLAIN_SHARE
+    name = rng.choice(emoji.synonyms) if plain else emoji.name
+    ending = rng.choice(_UNSTYLED) if rng.random() < UNSTYLED_SHARE else f", {STYLE_WORDS[style]}"
+    return name + ending
 
 
 def train_tokenizer(emoji: list[Emoji]) -> CLIPTokenizer:

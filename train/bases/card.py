@@ -68,8 +68,8 @@ Noto above, Twemoji below: {prompts}.
 ## Training
 
 Autoencoder: {vae}. Text encoder alone, from a caption to its picture's principal components: {text}.
-UNet, and text encoder at a tenth of its rate: {steps} steps of {batch} pictures, 10 % empty captions, AdamW
-at {rate} falling to nought, average of weights. {plan}
+UNet, and text encoder more slowly: {steps} steps of {batch} pictures, 10 % empty captions, AdamW at
+{rate} falling to nought, average of weights. {plan}
 
 ![Training loss](loss.png)
 

@@ -6,6 +6,6 @@ import torch
 
 
 def autocast(device: str = "cpu") -> torch.autocast:
-    """bfloat16 where the hardware has it; emulated, on older processors, it is 20 times slower."""
-    fast = device != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    """bfloat16 where the hardware has matrix units for it; elsewhere it is slower, emulated 20 times."""
+    fast = device != "cpu" or bool(torch.cpu.get_capabilities().get("amx_bf16"))
     return torch.autocast(device, torch.bfloat16, enabled=fast)

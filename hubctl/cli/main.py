@@ -11,6 +11,7 @@ import click
 
 import hubctl
 from hubctl import settings
+from hubctl.cli.bench import bench
 from hubctl.cli.demo import demo
 from hubctl.cli.hub import check, inspect, list_, login, pull, push, remove, show, whoami
 from hubctl.cli.output import Output
@@ -45,10 +46,10 @@ EXIT_CODES: dict[type[BaseException], int] = {
 
 INTERRUPTED = 130
 
-PACKAGES = {"train": "train", "serve": "serve"}
+PACKAGES = {"train": "train", "serve": "serve", "bench": "serve"}
 """Commands that import a top-level package with a name that a user's own script may bear as well."""
 
-EXTRAS = {"train": "train", "serve": "serve", "registry": "registry", "demo": "all"}
+EXTRAS = {"train": "train", "serve": "serve", "registry": "registry", "demo": "all", "bench": "all"}
 """What to install for a command whose libraries are missing."""
 
 
@@ -149,7 +150,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 for _command in (
     demo, train, push, pull, list_, show, remove, inspect, check, serve, generate, segment,
-    login, whoami, remote, registry,
+    login, whoami, remote, registry, bench,
 ):  # fmt: skip
     cli.add_command(_command)
 

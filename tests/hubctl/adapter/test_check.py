@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubctl.adapter.check import check_fit, looks_like
+from hubctl.adapter.check import Shapes, check_fit, looks_like
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Head:
     module: str = "decode_head"
 
 
-BASE = {
+BASE: Shapes = {
     "unet": {"attn2.to_k.weight": (320, 768), "conv.weight": (8, 4, 3, 3), "norm.weight": (320,)},
     "text_encoder": {"embeddings.token_embedding.weight": (49408, 768)},
     "model": {
@@ -118,7 +118,7 @@ def with_auxiliary(classes: int) -> list[Head]:
     ("classes", "auxiliary", "fits"), [(2, 2, True), (3, 3, True), (3, 4, False), (2, 3, True)]
 )
 def test_an_auxiliary_head_has_the_heads_classes(classes: int, auxiliary: int, fits: bool) -> None:
-    known = BASE["model"] | {"auxiliary_head.classifier.weight": (2, 8, 1, 1)}
+    known = {**BASE["model"]} | {"auxiliary_head.classifier.weight": (2, 8, 1, 1)}
     assert check_fit([], head(classes) + with_auxiliary(auxiliary), {"model": known}).fits == fits
 
 

@@ -1,0 +1,124 @@
+"""`hubctl bench`: the engine measured beside its peers, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hubctl.cli.output import Output, json_option
+from hubctl.errors import InputError
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine, side by side with other ways to do the same."""
+
+
+@bench.command()
+@click.option(
+    "--base", "shapes", multiple=True, default=("emoji-64",), show_default=True, metavar="SHAPE",
+    help="Layer shapes to measure: emoji-64, sd15, sd15-few, sdxl, sd3-medium, flux1, segformer-b0, "
+    "segformer-b2. May be repeated.",
+)  # fmt: skip
+@click.option(
+    "--adapters", default="1,2,4,8", show_default=True, help="Different adapters among the requests."
+)
+@click.option("--jobs", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
+@click.option("--rank", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="The median is taken.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps  [default: the shape's own]")
+@click.option("--side", type=click.IntRange(32), help="Pixels  [default: the shape's own]")
+@click.option(
+    "--residents",
+    default="1,10,100,1000",
+    show_default=True,
+    help="Resident adapters when loading and switching.",
+)
+@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the tables (Markdown, JSON) and the plot.",
+)
+@json_option
+@click.pass_obj
+def engine(
+    output: Output,
+    shapes: tuple[str, ...],
+    adapters: str,
+    residents: str,
+    out: Path | None,
+    jobs: int,
+    rank: int,
+    rounds: int,
+    steps: int | None,
+    side: int | None,
+    device: str,
+    dtype: Any,
+) -> None:
+    """Serve many adapters over one base in every known way, and compare.
+
+    The base alone is the limit; then hubctl with mixed adapters and with one adapter a forward, diffusers'
+    set_adapters and hotswap, and peft's adapter_names. Weights are random where none come with hubctl.
+
+    \b
+    Examples:
+      hubctl bench engine
+      hubctl bench engine --base segformer-b0 --base sd15-few --device cuda -o benchmarks/
+      hubctl bench engine --base emoji-64 --steps 4 --rounds 1 --json
+    """
+    from dataclasses import asdict
+
+    from serve.bench.report import to_markdown, write_report  # seconds: torch
+    from serve.bench.run import Settings, measure_engine
+
+    settings = [
+        Settings(
+            shape=shape,
+            adapters=_counts("--adapters", adapters),
+            residents=_counts("--residents", residents),
+            jobs=jobs,
+            rank=rank,
+            rounds=rounds,
+            steps=steps,
+            side_px=side,
+            device=device,
+            dtype=dtype,
+        )
+        for shape in shapes
+    ]
+    reports = []
+    for one in settings:
+        with output.progress(None, one.shape) as progress:
+
+            def tell(what: str, done: int, total: int, shape: str = one.shape) -> None:
+                progress.say(f"{shape}: {what}")
+                progress.update(done, total=total)
+
+            report = measure_engine(one, tell)
+        reports.append(report)
+        output.text(to_markdown(report))
+        if out is not None:
+            for path in write_report(report, out):
+                output.note(f"wrote {path}")
+    if output.json:
+        output.result({"reports": [asdict(report) for report in reports]})
+
+
+def _counts(flag: str, text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        counts = ()
+    if not counts or counts[0] < 1:
+        raise InputError(f"{flag} is '{text}'", hint=f"give {flag} numbers, e.g. 1,4,8")
+    return counts

@@ -1,0 +1,221 @@
+"""The one door of the benchmark: every contender, every mix, one process, one set of base weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import random
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import torch
+import transformers
+
+from hubctl.base_models import locate_base
+from hubctl.errors import InputError
+from serve.bench.adapters import write_adapters
+from serve.bench.clock import ForwardClock, processor_name
+from serve.bench.contenders import APART, BARE, BASE, MIXED, SWITCHED, Bench, ImageBench, SegmentBench
+from serve.bench.measure import Contender, Job, Load, drive, median_load, poisson_arrivals
+from serve.bench.residents import Cost, diffusers_costs, pool_costs
+from serve.bench.shapes import SHAPES, Shape, write_base
+from serve.engine.config import EngineConfig
+
+POISSON_SHARE = 0.7
+"""Arrival rate of the Poisson load, as a share of what hubctl's mixed batches get through."""
+FEW = 10
+"""diffusers' own calls take seconds each with more residents than this."""
+POISSON_ROUNDS = 4
+"""Jobs of the Poisson load, in multiples of the all-at-once load."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What to measure."""
+
+    shape: str
+    adapters: tuple[int, ...] = (1, 2, 4, 8)
+    """Different adapters in one load."""
+    jobs: int = 8
+    """Requests that are there at once."""
+    rank: int = 16
+    rounds: int = 3
+    """Times that each load is repeated; the median is taken."""
+    steps: int | None = None
+    """Denoising steps; by default the shape's own."""
+    side_px: int | None = None
+    residents: tuple[int, ...] = (1, 10, 100, 1000)
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One contender under one load."""
+
+    contender: str
+    adapters: int
+    """Different adapters among the jobs."""
+    arrival: str
+    """`at once` or `poisson`."""
+    load: Load
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All that one benchmark found."""
+
+    settings: Settings
+    machine: str
+    versions: dict[str, str]
+    rows: tuple[Row, ...]
+    glue: float
+    """Share of the wall time of mixed requests in which no forward of the denoiser ran."""
+    gpu_bytes: int | None
+    """Most device memory in use; None on a CPU."""
+    pool: tuple[Cost, ...]
+    diffusers: tuple[Cost, ...]
+
+    def images_per_s(self, contender: str, adapters: int) -> float | None:
+        """Throughput of a contender when all jobs are there at once."""
+        for row in self.rows:
+            if (row.contender, row.adapters, row.arrival) == (contender, adapters, "at once"):
+                return row.load.images_per_s
+        return None
+
+    def ratio(self, contender: str, adapters: int) -> float | None:
+        """That throughput over the base's own with the same number of jobs in one batch."""
+        mine, base = self.images_per_s(contender, adapters), self.images_per_s(BASE, 0)
+        return mine / base if mine and base else None
+
+
+Tell = Callable[[str, int, int], None]
+"""Told what is measured next, how many measurements are done, and of how many."""
+
+
+def measure_engine(settings: Settings, tell: Tell) -> Report:
+    """Measure every contender over the base of `settings.shape`.
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    _quiet_libraries()
+    with tempfile.TemporaryDirectory(prefix="hubctl-bench-") as scratch, torch.no_grad():
+        return _measure(settings, Path(scratch), tell)
+
+
+def _measure(settings: Settings, scratch: Path, tell: Tell) -> Report:
+    shape = _shape(settings)
+    base = locate_base(str(write_base(scratch / "base", shape)))
+    config = _config(settings, shape)
+    bench: Bench = (ImageBench if shape.pipeline else SegmentBench)(base, shape, config)
+    try:
+        bench.folders = write_adapters(
+            scratch / "adapters",
+            bench.denoiser,
+            base.family,
+            count=max(settings.adapters),
+            rank=settings.rank,
+            dtype=next(bench.denoiser.parameters()).dtype,
+        )
+        rows = tuple(_loads(bench, settings, tell))
+        glue = _glue(bench, settings)
+        on_gpu = next(bench.denoiser.parameters()).is_cuda
+        tell("loading and switching", len(rows), len(rows))
+        denoiser, pipeline = bench.twin()
+        pool = pool_costs(denoiser, base, bench.folders[0], settings.residents, rank=settings.rank)
+        few = [count for count in settings.residents if count <= FEW]
+        peer = diffusers_costs(bench.twin()[1], bench.folders[0], few) if pipeline and few else []
+    finally:
+        bench.close()
+    return Report(
+        settings=settings,
+        machine=_machine(on_gpu),
+        versions={name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")},
+        rows=rows,
+        glue=glue,
+        gpu_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        pool=tuple(pool),
+        diffusers=tuple(peer),
+    )
+
+
+def _quiet_libraries() -> None:
+    """Diffusers remarks on every one of thousands of adapter loads."""
+    for library in (transformers, diffusers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "Already found a `peft_config`")
+
+
+def _shape(settings: Settings) -> Shape:
+    if settings.shape not in SHAPES:
+        raise InputError(f"no shape '{settings.shape}'", hint=f"choose one of: {', '.join(SHAPES)}")
+    shape = SHAPES[settings.shape]
+    return replace(shape, steps=settings.steps or shape.steps, side_px=settings.side_px or shape.side_px)
+
+
+def _config(settings: Settings, shape: Shape) -> EngineConfig:
+    return EngineConfig(
+        device=settings.device,
+        dtype=settings.dtype,
+        total_rows=max(settings.adapters) * settings.rank + 1,
+        max_batch_rows=settings.jobs * shape.rows_an_image,
+        max_running=max(16, 2 * settings.jobs),
+    )
+
+
+def _loads(bench: Bench, settings: Settings, tell: Tell) -> Iterator[Row]:
+    contenders = bench.contenders()
+    loads = [(c, n) for c in contenders for n in ((0,) if c.name in (BASE, BARE) else settings.adapters)]
+    poisson = [c for c in contenders if c.name in (MIXED, APART, SWITCHED)]
+    total = len(loads) + len(poisson)
+    found: dict[tuple[str, int], Load] = {}
+    for done, (contender, adapters) in enumerate(loads):
+        tell(f"{contender.name}, {adapters or 'no'} adapters", done, total)
+        with _policy(bench, contender):
+            drive(contender, _jobs(settings, adapters, settings.jobs))  # what only the first time costs
+            repeats = [
+                drive(contender, _jobs(settings, adapters, settings.jobs)) for _ in range(settings.rounds)
+            ]
+        load = found[contender.name, adapters] = median_load(repeats)
+        yield Row(contender=contender.name, adapters=adapters, arrival="at once", load=load)
+    most = max(settings.adapters)
+    count = POISSON_ROUNDS * settings.jobs
+    rate = POISSON_SHARE * found[MIXED, most].images_per_s
+    for done, contender in enumerate(poisson, len(loads)):
+        tell(f"{contender.name}, poisson", done, total)
+        arrivals_s = poisson_arrivals(count, rate, random.Random(0))
+        with _policy(bench, contender):
+            load = drive(contender, _jobs(settings, most, count), arrivals_s)
+        yield Row(contender=contender.name, adapters=most, arrival="poisson", load=load)
+
+
+def _jobs(settings: Settings, adapters: int, count: int) -> list[Job]:
+    """As many different adapters as there are, in turn; 0 is the base alone."""
+    return [Job(adapter=i % adapters if adapters else None, seed=i) for i in range(count)]
+
+
+def _policy(bench: Bench, contender: Contender) -> AbstractContextManager[None]:
+    return bench.apart() if contender.name == APART else nullcontext()
+
+
+def _glue(bench: Bench, settings: Settings) -> float:
+    """Share of wall time without a forward of the denoiser, with all jobs mixed at once."""
+    mixed = next(c for c in bench.contenders() if c.name == MIXED)
+    with ForwardClock(bench.denoiser) as clock:
+        started_s = time.perf_counter()
+        drive(mixed, _jobs(settings, max(settings.adapters), settings.jobs))
+        return max(0.0, 1 - clock.busy_s() / (time.perf_counter() - started_s))
+
+
+def _machine(on_gpu: bool) -> str:
+    if on_gpu:
+        return torch.cuda.get_device_name()
+    return f"{processor_name()}, {torch.get_num_threads()} threads"

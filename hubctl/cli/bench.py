@@ -25,9 +25,13 @@ def bench() -> None:
 @click.option(
     "--adapters", default="1,2,4,8", show_default=True, help="Different adapters among the requests."
 )
-@click.option("--jobs", type=click.IntRange(1), default=8, show_default=True, help="Requests at once.")
+@click.option(
+    "--jobs", type=click.IntRange(1), default=8, show_default=True, help="Clients, and so requests at once."
+)
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="The median is taken.")
+@click.option(
+    "--turns", type=click.IntRange(1), default=4, show_default=True, help="Requests of each client."
+)
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps  [default: the shape's own]")
 @click.option("--side", type=click.IntRange(32), help="Pixels  [default: the shape's own]")
 @click.option(
@@ -59,7 +63,7 @@ def engine(
     out: Path | None,
     jobs: int,
     rank: int,
-    rounds: int,
+    turns: int,
     steps: int | None,
     side: int | None,
     device: str,
@@ -74,9 +78,13 @@ def engine(
     Examples:
       hubctl bench engine
       hubctl bench engine --base segformer-b0 --base sd15-few --device cuda -o benchmarks/
-      hubctl bench engine --base emoji-64 --steps 4 --rounds 1 --json
+      hubctl bench engine --base emoji-64 --steps 4 --turns 1 --json
     """
     from dataclasses import asdict
+
+    from hubctl.settings import CPU_THREADS, export_defaults
+
+    export_defaults(**CPU_THREADS)  # before torch is there: it reads them once
 
     from serve.bench.report import to_markdown, write_report  # seconds: torch
     from serve.bench.run import Settings, measure_engine
@@ -88,7 +96,7 @@ def engine(
             residents=_counts("--residents", residents),
             jobs=jobs,
             rank=rank,
-            rounds=rounds,
+            turns=turns,
             steps=steps,
             side_px=side,
             device=device,

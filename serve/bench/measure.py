@@ -28,7 +28,7 @@ class Contender:
     one: Callable[[Job], None] | None = None
     """Serves one job and blocks until it is done; may be called from many threads at once."""
     together: Callable[[Sequence[Job]], None] | None = None
-    """Serves jobs that are all there at the start, as one batch."""
+    """Serves jobs that are all there at once, as one batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,24 +54,28 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def drive(contender: Contender, jobs: Sequence[Job], arrivals_s: Sequence[float] | None = None) -> Load:
-    """Send jobs at their arrival times (all at once without) and wait for all.
+def drive(
+    contender: Contender, jobs: Sequence[Job], arrivals_s: Sequence[float] | None = None, *, turns: int = 1
+) -> Load:
+    """Send jobs from one client each and wait for all.
+
+    Args:
+        contender: who serves them.
+        jobs: one for each client.
+        arrivals_s: when each client sends its job; without, all begin at once.
+        turns: how often each client sends its job, the next when the last is done.
 
     Raises whatever a job raised first.
     """
     started_s = time.perf_counter()
     if contender.together is not None and arrivals_s is None:
-        contender.together(jobs)
-        took = [time.perf_counter() - started_s] * len(jobs)
+        took = _batches(contender.together, jobs, turns)
     else:
-        took = _threads(contender, jobs, arrivals_s or [0.0] * len(jobs), started_s)
-    makespan = time.perf_counter() - started_s
-    return Load(images_per_s=len(jobs) / makespan, p50_s=percentile(took, 0.5), p99_s=percentile(took, 0.99))
-
-
-def median_load(loads: Sequence[Load]) -> Load:
-    """The load with the median throughput."""
-    return sorted(loads, key=lambda load: load.images_per_s)[(len(loads) - 1) // 2]
+        took = _threads(contender, jobs, arrivals_s or [0.0] * len(jobs), turns, started_s)
+    makespan_s = time.perf_counter() - started_s
+    return Load(
+        images_per_s=len(took) / makespan_s, p50_s=percentile(took, 0.5), p99_s=percentile(took, 0.99)
+    )
 
 
 def median_s(work: Callable[[Any], object], inputs: Iterable[Any]) -> float:
@@ -84,23 +88,37 @@ def median_s(work: Callable[[Any], object], inputs: Iterable[Any]) -> float:
     return statistics.median(took)
 
 
+def _batches(together: Callable[[Sequence[Job]], None], jobs: Sequence[Job], turns: int) -> list[float]:
+    took = []
+    for _ in range(turns):
+        started_s = time.perf_counter()
+        together(jobs)
+        took += [time.perf_counter() - started_s] * len(jobs)
+    return took
+
+
 def _threads(
-    contender: Contender, jobs: Sequence[Job], arrivals_s: Sequence[float], started_s: float
+    contender: Contender, jobs: Sequence[Job], arrivals_s: Sequence[float], turns: int, started_s: float
 ) -> list[float]:
-    took = [0.0] * len(jobs)
+    took: list[float] = []  # appending is atomic
     errors: list[BaseException] = []
     assert contender.one is not None
 
-    def run(index: int, one: Callable[[Job], None]) -> None:
-        due_s = started_s + arrivals_s[index]
+    def client(job: Job, due_s: float, one: Callable[[Job], None]) -> None:
         time.sleep(max(0.0, due_s - time.perf_counter()))
         try:
-            one(jobs[index])
+            for _ in range(turns):
+                one(job)
+                done_s = time.perf_counter()
+                took.append(done_s - due_s)
+                due_s = done_s
         except BaseException as error:
             errors.append(error)
-        took[index] = time.perf_counter() - due_s
 
-    threads = [threading.Thread(target=run, args=(i, contender.one)) for i in range(len(jobs))]
+    threads = [
+        threading.Thread(target=client, args=(job, started_s + arrival_s, contender.one))
+        for job, arrival_s in zip(jobs, arrivals_s, strict=True)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

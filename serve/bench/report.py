@@ -32,7 +32,7 @@ def to_markdown(report: Report) -> str:
         f"# {settings.shape}",
         "",
         f"{report.machine}; {versions}. {settings.jobs} requests at once, adapters of rank {settings.rank} "
-        f"over every attention projection; the median of {settings.rounds} rounds. "
+        f"over every attention projection, {settings.turns} requests of each client. "
         "A ratio is throughput over that of the base alone, all requests in one batch.",
         "",
         *_table(

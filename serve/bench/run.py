@@ -22,7 +22,7 @@ from hubctl.errors import InputError
 from serve.bench.adapters import write_adapters
 from serve.bench.clock import ForwardClock, processor_name
 from serve.bench.contenders import APART, BARE, BASE, MIXED, SWITCHED, Bench, ImageBench, SegmentBench
-from serve.bench.measure import Contender, Job, Load, drive, median_load, poisson_arrivals
+from serve.bench.measure import Contender, Job, Load, drive, poisson_arrivals
 from serve.bench.residents import Cost, diffusers_costs, pool_costs
 from serve.bench.shapes import SHAPES, Shape, write_base
 from serve.engine.config import EngineConfig
@@ -43,16 +43,24 @@ class Settings:
     adapters: tuple[int, ...] = (1, 2, 4, 8)
     """Different adapters in one load."""
     jobs: int = 8
-    """Requests that are there at once."""
+    """Clients, and so requests at once."""
     rank: int = 16
-    rounds: int = 3
-    """Times that each load is repeated; the median is taken."""
+    turns: int = 4
+    """Requests that each client sends, one after the other."""
     steps: int | None = None
     """Denoising steps; by default the shape's own."""
     side_px: int | None = None
     residents: tuple[int, ...] = (1, 10, 100, 1000)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse loads that could not hold as many different adapters as they say."""
+        if max(self.adapters) > self.jobs:
+            raise InputError(
+                f"{self.jobs} requests at once cannot use {max(self.adapters)} different adapters",
+                hint=f"give --jobs {max(self.adapters)}, or fewer --adapters",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +71,7 @@ class Row:
     adapters: int
     """Different adapters among the jobs."""
     arrival: str
-    """`at once` or `poisson`."""
+    """`at once` (every client sends its next request when it has the last answer) or `poisson`."""
     load: Load
 
 
@@ -181,10 +189,8 @@ def _loads(bench: Bench, settings: Settings, tell: Tell) -> Iterator[Row]:
         tell(f"{contender.name}, {adapters or 'no'} adapters", done, total)
         with _policy(bench, contender):
             drive(contender, _jobs(settings, adapters, settings.jobs))  # what only the first time costs
-            repeats = [
-                drive(contender, _jobs(settings, adapters, settings.jobs)) for _ in range(settings.rounds)
-            ]
-        load = found[contender.name, adapters] = median_load(repeats)
+            load = drive(contender, _jobs(settings, adapters, settings.jobs), turns=settings.turns)
+        found[contender.name, adapters] = load
         yield Row(contender=contender.name, adapters=adapters, arrival="at once", load=load)
     most = max(settings.adapters)
     count = POISSON_ROUNDS * settings.jobs
@@ -211,7 +217,7 @@ def _glue(bench: Bench, settings: Settings) -> float:
     mixed = next(c for c in bench.contenders() if c.name == MIXED)
     with ForwardClock(bench.denoiser) as clock:
         started_s = time.perf_counter()
-        drive(mixed, _jobs(settings, max(settings.adapters), settings.jobs))
+        drive(mixed, _jobs(settings, max(settings.adapters), settings.jobs), turns=settings.turns)
         return max(0.0, 1 - clock.busy_s() / (time.perf_counter() - started_s))
 
 

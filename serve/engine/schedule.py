@@ -4,7 +4,8 @@ A call is one client's (request's) use of a shared module. Calls of equal `group
 oldest call decides the group, so no group starves; within it the oldest go first, up to a cap on rows.
 Running at once and letting the next call catch the next forward would be right if calls came evenly; but
 clients that ran together come back together, a moment apart. So there is a bounded wait for those that are
-expected.
+expected, counted from the end of the last forward: those that it answered are the ones to come. Without it
+two halves would take turns for ever, each waiting while the other runs.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class WaitUntil:
 
 
 def choose(
-    waiting: Sequence[Waiting], thinking: Iterable[Thinking], *, now_s: float
+    waiting: Sequence[Waiting], thinking: Iterable[Thinking], *, now_s: float, idle_since_s: float
 ) -> Run | WaitUntil | None:
     """Decide what the owner thread does now.
 
@@ -62,6 +63,7 @@ def choose(
         waiting: Calls in any order.
         thinking: Clients that may call soon.
         now_s: The time, on the clock of `since_s`.
+        idle_since_s: When the last forward ended.
 
     Returns:
         What to run, until when to wait, or None when nothing waits.
@@ -77,7 +79,7 @@ def choose(
             batch.append(call)
             rows += call.rows
     room = rows < oldest.max_rows and len(batch) == sum(c.group == oldest.group for c in waiting)
-    deadline = oldest.since_s + oldest.gather_s
+    deadline = max(oldest.since_s, idle_since_s) + oldest.gather_s
     if room and now_s < deadline and any(expected(client, oldest) for client in thinking):
         return WaitUntil(deadline)
     return Run(tuple(call.ticket for call in batch))

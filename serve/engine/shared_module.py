@@ -14,7 +14,7 @@ import inspect
 import itertools
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +31,9 @@ from serve.engine.schedule import Run, Thinking, Waiting, choose
 
 MEMORY_CAP_S = 60.0
 """How long a forward that did not fit into memory keeps such forwards small: its cause may pass."""
+
+LAST_STAGE = 1 << 30
+"""Beyond every stage: who is there comes back only for what it called first."""
 
 Mixed = Callable[[Sequence[tuple[Any, int]]], AbstractContextManager[None]]
 """Makes a forward's rows follow (adapters, rows) of each call in it; see `RowPool.mixed`."""
@@ -75,6 +78,7 @@ class Client:
         self.deadline_s = deadline_s
         self.cancelled = cancelled
         self.thinking = Thinking(stage=-1, group=None)
+        self.first_group: Hashable = None
         self._owner = owner
 
     def call(self, module: SharedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -254,6 +258,9 @@ class Owner:
         # All below is guarded by _changed.
         self._waiting: dict[int, _Call] = {}
         self._clients: set[Client] = set()
+        self._idle_since_s = 0.0
+        # When clients left, and what each called first: under load others take their places at once.
+        self._left: deque[tuple[float, Thinking]] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine-owner", daemon=True)
         self._thread.start()
@@ -266,11 +273,16 @@ class Owner:
         client = Client(self, adapters, deadline_s, cancelled)
         with self._changed:
             self._clients.add(client)
+            if self._left:
+                self._left.popleft()
         try:
             yield client
         finally:
             with self._changed:
                 self._clients.discard(client)
+                if client.first_group is not None:
+                    successor = Thinking(stage=LAST_STAGE, group=client.first_group)
+                    self._left.append((time.monotonic(), successor))
                 self._changed.notify_all()
 
     def submit(self, client: Client, module: SharedModule, arguments: dict[str, Any], rows: int) -> _Call:
@@ -293,6 +305,7 @@ class Owner:
             if self._closed:
                 raise UnavailableError("the engine is closed")
             client.thinking = Thinking(stage=module.shape.stage, group=group)
+            client.first_group = client.first_group or group
             self._waiting[waiting.ticket] = call
             self._changed.notify_all()
         return call
@@ -314,6 +327,7 @@ class Owner:
         with torch.no_grad():
             while batch := self._next():
                 self._answer(batch)
+                self._idle_since_s = time.monotonic()
 
     def _next(self) -> list[_Call]:
         with self._changed:
@@ -321,7 +335,11 @@ class Owner:
                 now_s = time.monotonic()
                 calls = [call.waiting for call in self._waiting.values()]
                 busy = {call.client for call in self._waiting.values()}
-                decision = choose(calls, [c.thinking for c in self._clients - busy], now_s=now_s)
+                while self._left and now_s - self._left[0][0] > self._max_gather_s:
+                    self._left.popleft()
+                thinking = [client.thinking for client in self._clients - busy]
+                thinking += [successor for _, successor in self._left]
+                decision = choose(calls, thinking, now_s=now_s, idle_since_s=self._idle_since_s)
                 if isinstance(decision, Run):
                     return [self._waiting.pop(ticket) for ticket in decision.tickets]
                 self._changed.wait(None if decision is None else decision.at_s - now_s)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.bench.measure import Contender, Job, Load, drive, median_load, percentile, poisson_arrivals
+from serve.bench.measure import Contender, Job, drive, percentile, poisson_arrivals
 
 
 @given(values=st.lists(st.floats(0, 100), min_size=1), share=st.floats(0, 1))
@@ -58,6 +58,11 @@ def test_a_job_that_fails_is_not_measured() -> None:
         drive(Contender(name="broken", one=fail), [Job(adapter=None, seed=0)])
 
 
-def test_the_median_load() -> None:
-    loads = [Load(images_per_s=rate, p50_s=1, p99_s=1) for rate in (3.0, 1.0, 2.0, 9.0)]
-    assert median_load(loads).images_per_s == 2.0
+def test_clients_take_turns() -> None:
+    seen: list[int | None] = []
+    jobs = [Job(adapter=i, seed=i) for i in range(3)]
+    drive(Contender(name="threads", one=lambda job: seen.append(job.adapter)), jobs, turns=4)
+    assert sorted(seen, key=str) == sorted([0, 1, 2] * 4)
+    batches: list[Sequence[Job]] = []
+    drive(Contender(name="batch", together=batches.append), jobs, turns=2)
+    assert batches == [jobs, jobs]

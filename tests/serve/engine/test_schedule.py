@@ -31,7 +31,7 @@ def call(
 
 
 def test_nothing_waits() -> None:
-    assert choose([], [Thinking(stage=1, group="a")], now_s=1.0) is None
+    assert choose([], [Thinking(stage=1, group="a")], now_s=1.0, idle_since_s=0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_nothing_waits() -> None:
     ],
 )
 def test_what_runs(waiting: list[Waiting], runs: tuple[int, ...]) -> None:
-    assert choose(waiting, [], now_s=5.0) == Run(runs)
+    assert choose(waiting, [], now_s=5.0, idle_since_s=0.0) == Run(runs)
 
 
 @pytest.mark.parametrize(
@@ -64,21 +64,27 @@ def test_what_runs(waiting: list[Waiting], runs: tuple[int, ...]) -> None:
 )
 def test_who_is_expected(client: Thinking, comes: bool) -> None:
     assert expected(client, call(1)) is comes
-    decision = choose([call(1)], [client], now_s=0.005)
+    decision = choose([call(1)], [client], now_s=0.005, idle_since_s=0.0)
     assert decision == (WaitUntil(0.01) if comes else Run((1,)))
 
 
 def test_the_wait_is_bounded() -> None:
     client = Thinking(stage=1, group="a")
-    assert choose([call(1)], [client], now_s=0.0101) == Run((1,))
+    assert choose([call(1)], [client], now_s=0.0101, idle_since_s=0.0) == Run((1,))
+
+
+def test_who_waited_through_a_forward_waits_for_those_that_it_answered() -> None:
+    client = Thinking(stage=1, group="a")
+    assert choose([call(1)], [client], now_s=5.0, idle_since_s=4.995) == WaitUntil(4.995 + 0.01)
+    assert choose([call(1)], [client], now_s=5.0, idle_since_s=4.98) == Run((1,))
 
 
 def test_a_full_batch_does_not_wait() -> None:
     client = Thinking(stage=1, group="a")
     full = [call(i) for i in range(4)]
-    assert choose(full, [client], now_s=0.0) == Run((0, 1, 2, 3))
+    assert choose(full, [client], now_s=0.0, idle_since_s=0.0) == Run((0, 1, 2, 3))
     leaves_one_behind = [call(1, rows=5), call(2, rows=5)]
-    assert choose(leaves_one_behind, [client], now_s=0.0) == Run((1,))
+    assert choose(leaves_one_behind, [client], now_s=0.0, idle_since_s=0.0) == Run((1,))
 
 
 _CALLS = st.lists(
@@ -89,18 +95,18 @@ _CALLS = st.lists(
 _CLIENTS = st.lists(st.builds(Thinking, stage=st.integers(-1, 2), group=st.sampled_from([None, *"abc"])))
 
 
-@given(calls=_CALLS, clients=_CLIENTS, now_s=st.floats(1, 2))
+@given(calls=_CALLS, clients=_CLIENTS, now_s=st.floats(1, 2), idle_since_s=st.floats(0, 1))
 def test_every_decision_is_sound(
-    calls: list[tuple[str, int, float, int]], clients: list[Thinking], now_s: float
+    calls: list[tuple[str, int, float, int]], clients: list[Thinking], now_s: float, idle_since_s: float
 ) -> None:
     waiting = [
         call(i, group, rows=rows, since_s=since_s, stage=stage)
         for i, (group, rows, since_s, stage) in enumerate(calls)
     ]
     oldest = min(waiting, key=lambda c: (c.since_s, c.ticket))
-    decision = choose(waiting, clients, now_s=now_s)
+    decision = choose(waiting, clients, now_s=now_s, idle_since_s=idle_since_s)
     if isinstance(decision, WaitUntil):
-        assert now_s < decision.at_s <= oldest.since_s + oldest.gather_s
+        assert now_s < decision.at_s <= max(oldest.since_s, idle_since_s) + oldest.gather_s
         assert any(expected(client, oldest) for client in clients)
         return
     assert isinstance(decision, Run)
@@ -119,14 +125,14 @@ def test_no_call_starves(arrivals: list[tuple[str, int]], clients: list[Thinking
     waiting: dict[int, Waiting] = {}
     coming = iter(enumerate(arrivals))
     ran_at: dict[int, int] = {}
-    now_s, forwards = 0.0, 0
+    now_s, idle_since_s, forwards = 0.0, 0.0, 0
     while len(ran_at) < len(arrivals):
         for ticket, (group, rows) in itertools.islice(coming, 2):
             waiting[ticket] = call(ticket, group, rows=rows, since_s=now_s)
-        decision = choose(list(waiting.values()), clients, now_s=now_s)
+        decision = choose(list(waiting.values()), clients, now_s=now_s, idle_since_s=idle_since_s)
         if isinstance(decision, WaitUntil):
             now_s = decision.at_s
-            decision = choose(list(waiting.values()), clients, now_s=now_s)
+            decision = choose(list(waiting.values()), clients, now_s=now_s, idle_since_s=idle_since_s)
         assert isinstance(decision, Run)
         # A forward always takes the oldest: whoever waits has only so many in front.
         assert min(waiting) in decision.tickets
@@ -134,5 +140,5 @@ def test_no_call_starves(arrivals: list[tuple[str, int]], clients: list[Thinking
             del waiting[ticket]
             ran_at[ticket] = forwards
         forwards += 1
-        now_s += 0.1
+        idle_since_s = now_s = now_s + 0.1
     assert all(at <= ticket for ticket, at in ran_at.items())

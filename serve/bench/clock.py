@@ -21,10 +21,9 @@ class ForwardClock:
 
     def __enter__(self) -> ForwardClock:
         """Start to listen."""
-        mark = lambda *_: self._mark()  # noqa: E731
         self._hooks = [
-            self._module.register_forward_pre_hook(mark),
-            self._module.register_forward_hook(mark),
+            self._module.register_forward_pre_hook(self._mark),
+            self._module.register_forward_hook(self._mark),
         ]
         return self
 
@@ -41,7 +40,7 @@ class ForwardClock:
         torch.cuda.synchronize()
         return sum(begin.elapsed_time(end) for begin, end in pairs) / 1000
 
-    def _mark(self) -> None:
+    def _mark(self, *_: object) -> None:
         if self._gpu:
             event = torch.cuda.Event(enable_timing=True)
             event.record()

@@ -59,6 +59,21 @@ class Bench(ABC):
     def close(self) -> None:
         """End the engine."""
 
+    @abstractmethod
+    def _ask(self, job: Job) -> None:
+        """One request to hubctl's engine."""
+
+    def _own(self) -> list[Contender]:
+        """The engine's own ways."""
+        return [
+            Contender(name=BARE, one=lambda job: self._ask(Job(adapter=None, seed=job.seed))),
+            Contender(name=MIXED, one=self._ask),
+            Contender(name=APART, one=self._ask),
+        ]
+
+    def _uses(self, job: Job) -> tuple[LoraUse, ...]:
+        return () if job.adapter is None else (LoraUse(ref=pinned(self.folders[job.adapter])),)
+
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Let only calls with the same adapters share a forward: the policy of other servers."""
@@ -87,9 +102,7 @@ class ImageBench(Bench):
             adapted.load_lora_weights(folder, adapter_name=f"a{number}")
         return [
             Contender(name=BASE, together=lambda jobs: self._call(plain, jobs)),
-            Contender(name=BARE, one=lambda job: self._ask(Job(adapter=None, seed=job.seed))),
-            Contender(name=MIXED, one=self._ask),
-            Contender(name=APART, one=self._ask),
+            *self._own(),
             Contender(name=SWITCHED, one=_in_turn(lambda job: self._switched(adapted, job))),
             Contender(name=HOTSWAPPED, one=_in_turn(self._hotswapped())),
             Contender(name=NAMED, together=lambda jobs: self._named(adapted, jobs)),
@@ -105,7 +118,6 @@ class ImageBench(Bench):
         self._engine.close()
 
     def _ask(self, job: Job) -> None:
-        uses = () if job.adapter is None else (LoraUse(ref=pinned(self.folders[job.adapter])),)
         shape = self._shape
         self._engine.generate_floats(
             ImageRequest(
@@ -115,7 +127,7 @@ class ImageBench(Bench):
                 height=shape.side_px,
                 num_inference_steps=shape.steps,
                 guidance_scale=shape.guidance,
-                loras=uses,
+                loras=self._uses(job),
             )
         )
 
@@ -179,9 +191,7 @@ class SegmentBench(Bench):
         adapted.eval()
         return [
             Contender(name=BASE, together=lambda jobs: self._call(plain, jobs)),
-            Contender(name=BARE, one=lambda job: self._ask(Job(adapter=None, seed=job.seed))),
-            Contender(name=MIXED, one=self._ask),
-            Contender(name=APART, one=self._ask),
+            *self._own(),
             Contender(name=SWITCHED, one=_in_turn(lambda job: self._switched(adapted, job))),
             Contender(name=NAMED, together=lambda jobs: self._named(adapted, jobs)),
         ]
@@ -195,8 +205,7 @@ class SegmentBench(Bench):
         self._engine.close()
 
     def _ask(self, job: Job) -> None:
-        uses = () if job.adapter is None else (LoraUse(ref=pinned(self.folders[job.adapter])),)
-        self._engine.logits_of(self._pixels, uses).sum().item()
+        self._engine.logits_of(self._pixels, self._uses(job)).sum().item()
 
     @torch.no_grad()
     def _call(self, model: Any, jobs: Sequence[Job], **names: Any) -> None:

@@ -62,9 +62,9 @@ def to_markdown(report: Report) -> str:
             (
                 "resident",
                 "load ms",
-                "reading and copying ms",
+                "copy ms",
                 "activate ms",
-                "diffusers load",
+                "diffusers load ms",
                 "set_adapters",
             ),
             [_cost_row(cost, report.diffusers) for cost in report.pool],

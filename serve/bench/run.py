@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,8 +132,9 @@ def _measure(settings: Settings, scratch: Path, tell: Tell) -> Report:
             rank=settings.rank,
             dtype=next(bench.denoiser.parameters()).dtype,
         )
-        rows = tuple(_loads(bench, settings, tell))
-        glue = _glue(bench, settings)
+        contenders = bench.contenders()
+        rows = tuple(_loads(bench, contenders, settings, tell))
+        glue = _glue(bench, contenders, settings)
         on_gpu = next(bench.denoiser.parameters()).is_cuda
         tell("loading and switching", len(rows), len(rows))
         denoiser, pipeline = bench.twin()
@@ -179,8 +180,7 @@ def _config(settings: Settings, shape: Shape) -> EngineConfig:
     )
 
 
-def _loads(bench: Bench, settings: Settings, tell: Tell) -> Iterator[Row]:
-    contenders = bench.contenders()
+def _loads(bench: Bench, contenders: Sequence[Contender], settings: Settings, tell: Tell) -> Iterator[Row]:
     loads = [(c, n) for c in contenders for n in ((0,) if c.name in (BASE, BARE) else settings.adapters)]
     poisson = [c for c in contenders if c.name in (MIXED, APART, SWITCHED)]
     total = len(loads) + len(poisson)
@@ -212,9 +212,9 @@ def _policy(bench: Bench, contender: Contender) -> AbstractContextManager[None]:
     return bench.apart() if contender.name == APART else nullcontext()
 
 
-def _glue(bench: Bench, settings: Settings) -> float:
+def _glue(bench: Bench, contenders: Sequence[Contender], settings: Settings) -> float:
     """Share of wall time without a forward of the denoiser, with all jobs mixed at once."""
-    mixed = next(c for c in bench.contenders() if c.name == MIXED)
+    mixed = next(c for c in contenders if c.name == MIXED)
     with ForwardClock(bench.denoiser) as clock:
         started_s = time.perf_counter()
         drive(mixed, _jobs(settings, max(settings.adapters), settings.jobs), turns=settings.turns)

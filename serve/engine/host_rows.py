@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -41,7 +40,7 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
             up = up.flatten(1) if module.scale == 1 else up.flatten(1).float() * module.scale
             flat_b[: module.rank].copy_(up.T)
             if module.magnitude_key:
-                weight: Any = layer.slot.layer.weight.detach().cpu()  # type: ignore[operator]
+                weight = _weight(layer.slot).cpu()
                 weight = weight.T if module.embedding else weight
                 m = file.get_tensor(module.magnitude_key)
                 flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))
@@ -55,14 +54,19 @@ def _slot(module: LoraModule, slots: Mapping[str, Slot]) -> Slot:
     slot = slots.get(name)
     if slot is None:
         raise AdapterMismatchError(f"this base cannot adapt '{name}'")
-    weight = slot.layer.weight
-    assert isinstance(weight, torch.Tensor)
+    weight = _weight(slot)
     out, into = (1, 0) if module.embedding else (0, 1)
     if module.b_shape[0] != weight.shape[out] or module.a_shape[1] != weight.shape[into]:
         raise AdapterMismatchError(f"'{name}' has another shape in the base")
     if module.a_shape[2:] != tuple(weight.shape[2:]):
         raise AdapterMismatchError(f"'{name}' has another kernel in the base")
     return slot
+
+
+def _weight(slot: Slot) -> torch.Tensor:
+    weight = slot.layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.detach()
 
 
 def refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:

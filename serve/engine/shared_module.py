@@ -254,11 +254,11 @@ class Owner:
         """False lets only calls with the same adapters share a forward: for comparison."""
         self._mixed, self._max_gather_s = mixed, max_gather_s
         self._tickets = itertools.count()
+        self._idle_since_s = 0.0  # the owner thread's alone
         self._changed = threading.Condition()
         # All below is guarded by _changed.
         self._waiting: dict[int, _Call] = {}
         self._clients: set[Client] = set()
-        self._idle_since_s = 0.0
         # When clients left, and what each called first: under load others take their places at once.
         self._left: deque[tuple[float, Thinking]] = deque()
         self._closed = False

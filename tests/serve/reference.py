@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import warnings
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
 from tests.serve import segmenters, tiny
+
+TOLERANCE = 1e-4
 
 
 def images(base: Path, request: ImageRequest, controlnet: Path | None = None) -> np.ndarray:
@@ -91,6 +95,22 @@ def _pipeline(base: Path, task: str, controlnet: Path | None) -> Any:
 def _own_scheduler(base: Path) -> Any:
     config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
     return getattr(diffusers, config["_class_name"]).from_config(config)
+
+
+def compare(engine: ImageEngine, requests: Sequence[ImageRequest], truths: Sequence[np.ndarray]) -> None:
+    """Assert that the engine makes `truths` (float32, 0 to 1) of `requests`, one by one and all at once.
+
+    The owner's counts are those of the requests at once, afterwards.
+    """
+    alone = [engine.generate_floats(request) for request in requests]
+    engine.owner.forwards.clear()
+    engine.owner.calls.clear()
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(engine.generate_floats, requests))
+    for request, want, *made in zip(requests, truths, alone, together, strict=True):
+        for images in made:
+            assert np.abs(images - want).max() <= TOLERANCE, request
+            assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
 
 
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:

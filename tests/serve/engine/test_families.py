@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from serve.engine.requests import ImageRequest, LoraUse
 from tests.serve import reference, tiny, tiny_pipelines
 from tests.serve.tiny_parts import CLIP_TOKENS
 
-TOLERANCE = 1e-4
+TOLERANCE = reference.TOLERANCE
 # Beside the attention: feed-forward layers, modulations, embedders and what else a trainer may name.
 TARGETS = {
     "sdxl": "to_q to_out.0 ff.net.0.proj ff.net.2 conv1 time_emb_proj add_embedding.linear_1",
@@ -90,17 +89,8 @@ def _requests(world: World) -> list[ImageRequest]:
 
 def test_each_request_alone_and_all_at_once(world: World) -> None:
     requests = _requests(world)
-    truths = [world.truth(request) for request in requests]
-    alone = [world.engine.generate_floats(request) for request in requests]
+    reference.compare(world.engine, requests, [world.truth(request) for request in requests])
     owner = world.engine.owner
-    owner.forwards.clear()
-    owner.calls.clear()
-    with ThreadPoolExecutor(len(requests)) as pool:
-        together = list(pool.map(world.engine.generate_floats, requests))
-    for request, want, *made in zip(requests, truths, alone, together, strict=True):
-        for images in made:
-            assert np.abs(images - want).max() <= TOLERANCE, request
-            assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
     denoiser = world.engine._core.base.family.denoiser
     assert owner.forwards[denoiser] < owner.calls[denoiser]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from serve.engine.generate import ImageEngine
 from serve.engine.requests import Control, ImageRequest, LoraUse
 from tests.serve import reference, tiny, tiny_pipelines
 
-TOLERANCE = 1e-4
+TOLERANCE = reference.TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -77,17 +76,8 @@ def _requests(use: LoraUse) -> list[ImageRequest]:
 
 def test_each_request_alone_and_all_at_once(world: World) -> None:
     requests = [r for r in _requests(world.use) if world.controlnet or not r.control]
-    truths = [world.truth(request) for request in requests]
-    alone = [world.engine.generate_floats(request) for request in requests]
+    reference.compare(world.engine, requests, [world.truth(request) for request in requests])
     owner = world.engine.owner
-    owner.forwards.clear()
-    owner.calls.clear()
-    with ThreadPoolExecutor(len(requests)) as pool:
-        together = list(pool.map(world.engine.generate_floats, requests))
-    for request, want, *made in zip(requests, truths, alone, together, strict=True):
-        for images in made:
-            assert np.abs(images - want).max() <= TOLERANCE, request
-            assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
     denoiser = world.engine._core.base.family.denoiser
     assert all(owner.forwards[name] < owner.calls[name] for name in (denoiser, "vae"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -23,6 +24,10 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hubctl-tests-hf-")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for _name in ("HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
+
+# A shell starts background jobs with SIGINT ignored, and every child inherits that: a test that
+# interrupts one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _stay_here(event: str, args: tuple[Any, ...]) -> None:

@@ -53,11 +53,6 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
 
 
-CPU_THREADS = {"GOMP_SPINCOUNT": "10000"}
-"""For torch on a CPU: threads that wait for each other spin for some 10 us, then sleep. OpenMP's default, to
-spin on, was 8 % quicker on two idle cores, and half as quick as soon as another process wanted a core."""
-
-
 def export_defaults(**values: str) -> None:
     """Set variables that a library reads from nowhere else, here and in children, unless set already."""
     for name, value in values.items():

@@ -25,9 +25,10 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from hubctl.base_models import locate_base
+from hubctl.cpu import CPU_ENVIRONMENT
 from hubctl.errors import HubctlError, OverloadedError, UnavailableError
 from hubctl.refs import PinnedRef
-from hubctl.settings import CPU_THREADS, environment, export_defaults
+from hubctl.settings import environment, export_defaults
 from serve.api import create_app
 from serve.config import BaseConfig, ServeConfig, config_from_args, share_cpus, share_gpus
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
@@ -180,7 +181,7 @@ def _engine_deployment(base: BaseConfig, config: ServeConfig) -> ray_serve.Appli
         ray_actor_options={
             "num_cpus": 1.0 if base.num_cpus is None else base.num_cpus,
             "num_gpus": base.num_gpus or 0,
-            "runtime_env": {"env_vars": CPU_THREADS},
+            "runtime_env": {"env_vars": CPU_ENVIRONMENT},
         },
         **scaling,
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
 from hubctl.base_models import BaseModel, FetchBase, locate_base
+from hubctl.cpu import tune_cpu
 from hubctl.errors import InputError
-from hubctl.settings import CPU_THREADS, export_defaults
 from train.base_size import native_px
 from train.config import TrainConfig
 from train.dataset import (
@@ -66,7 +66,7 @@ def _train_into(
     folder: Path, config: TrainConfig, plan: Plan, base: BaseModel, data: Data
 ) -> Iterator[Event]:
     yield Preparing(stage="loading torch")
-    export_defaults(**CPU_THREADS)
+    tune_cpu()
     # Only now: torch and its friends take seconds to import, and read the environment once.
     from train import export, loop
     from train.devices import open_accelerator

@@ -82,9 +82,9 @@ def engine(
     """
     from dataclasses import asdict
 
-    from hubctl.settings import CPU_THREADS, export_defaults
+    from hubctl.cpu import tune_cpu
 
-    export_defaults(**CPU_THREADS)  # before torch is there: it reads them once
+    tune_cpu()  # before torch is there: it reads them once
 
     from serve.bench.report import to_markdown, write_report  # seconds: torch
     from serve.bench.run import Settings, measure_engine

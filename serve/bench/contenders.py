@@ -6,12 +6,11 @@ modules it is given.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -28,6 +27,7 @@ from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
 from serve.engine.segment import SegmentEngine
 from serve.engine.shared_module import Owner
+from serve.engine.threads import one_core
 
 BASE, BARE, MIXED, APART = (
     "base alone",
@@ -37,6 +37,7 @@ BASE, BARE, MIXED, APART = (
 )
 SWITCHED, HOTSWAPPED, NAMED = "diffusers set_adapters", "diffusers hotswap", "peft adapter_names"
 PROMPT = "a picture of a thing"
+J = TypeVar("J", Job, Sequence[Job])
 
 
 class Bench(ABC):
@@ -74,6 +75,13 @@ class Bench(ABC):
     def _uses(self, job: Job) -> tuple[LoraUse, ...]:
         return () if job.adapter is None else (LoraUse(ref=pinned(self.folders[job.adapter])),)
 
+    def _in_turn(self, serve: Callable[[J], None]) -> Callable[[J], None]:
+        """A way to serve where one request, or batch, comes after the other.
+
+        In the engine's own thread: what computes with all cores anywhere else would slow down both.
+        """
+        return lambda jobs: self.owner.do(lambda: serve(jobs))
+
     @contextmanager
     def apart(self) -> Iterator[None]:
         """Let only calls with the same adapters share a forward: the policy of other servers."""
@@ -93,7 +101,8 @@ class ImageBench(Bench):
         self._pipeline = self._engine._template
         self.owner, self.denoiser = self._engine.owner, getattr(self._pipeline, shape.denoiser)
         if not shape.embedded:
-            randomise(self.denoiser, 0)
+            with one_core():
+                randomise(self.denoiser, 0)
 
     def contenders(self) -> list[Contender]:
         """See `Bench.contenders`."""
@@ -101,11 +110,11 @@ class ImageBench(Bench):
         for number, folder in enumerate(self.folders):
             adapted.load_lora_weights(folder, adapter_name=f"a{number}")
         return [
-            Contender(name=BASE, together=lambda jobs: self._call(plain, jobs)),
+            Contender(name=BASE, together=self._in_turn(lambda jobs: self._call(plain, jobs))),
             *self._own(),
-            Contender(name=SWITCHED, one=_in_turn(lambda job: self._switched(adapted, job))),
-            Contender(name=HOTSWAPPED, one=_in_turn(self._hotswapped())),
-            Contender(name=NAMED, together=lambda jobs: self._named(adapted, jobs)),
+            Contender(name=SWITCHED, one=self._in_turn(lambda job: self._switched(adapted, job))),
+            Contender(name=HOTSWAPPED, one=self._in_turn(self._hotswapped())),
+            Contender(name=NAMED, together=self._in_turn(lambda jobs: self._named(adapted, jobs))),
         ]
 
     def twin(self) -> tuple[nn.Module, Any]:
@@ -190,10 +199,10 @@ class SegmentBench(Bench):
             adapted.load_adapter(folder, f"a{number}")
         adapted.eval()
         return [
-            Contender(name=BASE, together=lambda jobs: self._call(plain, jobs)),
+            Contender(name=BASE, together=self._in_turn(lambda jobs: self._call(plain, jobs))),
             *self._own(),
-            Contender(name=SWITCHED, one=_in_turn(lambda job: self._switched(adapted, job))),
-            Contender(name=NAMED, together=lambda jobs: self._named(adapted, jobs)),
+            Contender(name=SWITCHED, one=self._in_turn(lambda job: self._switched(adapted, job))),
+            Contender(name=NAMED, together=self._in_turn(lambda jobs: self._named(adapted, jobs))),
         ]
 
     def twin(self) -> tuple[nn.Module, Any]:
@@ -205,7 +214,8 @@ class SegmentBench(Bench):
         self._engine.close()
 
     def _ask(self, job: Job) -> None:
-        self._engine.logits_of(self._pixels, self._uses(job)).sum().item()
+        with one_core():
+            self._engine.logits_of(self._pixels, self._uses(job)).sum().item()
 
     @torch.no_grad()
     def _call(self, model: Any, jobs: Sequence[Job], **names: Any) -> None:
@@ -234,17 +244,6 @@ def _twin_of(module: Any) -> Any:
         owner, _, leaf = name.rpartition(".")
         setattr(twin.get_submodule(owner), leaf, buffer)
     return twin.eval().requires_grad_(False)
-
-
-def _in_turn(one: Callable[[Job], None]) -> Callable[[Job], None]:
-    """A pipeline whose adapters are its state serves one request after another."""
-    lock = threading.Lock()
-
-    def run(job: Job) -> None:
-        with lock:
-            one(job)
-
-    return run
 
 
 @contextmanager

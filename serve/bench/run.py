@@ -26,6 +26,7 @@ from serve.bench.measure import Contender, Job, Load, drive, poisson_arrivals
 from serve.bench.residents import Cost, diffusers_costs, pool_costs
 from serve.bench.shapes import SHAPES, Shape, write_base
 from serve.engine.config import EngineConfig
+from serve.engine.threads import one_core
 
 POISSON_SHARE = 0.7
 """Arrival rate of the Poisson load, as a share of what hubctl's mixed batches get through."""
@@ -120,27 +121,29 @@ def measure_engine(settings: Settings, tell: Tell) -> Report:
 
 def _measure(settings: Settings, scratch: Path, tell: Tell) -> Report:
     shape = _shape(settings)
-    base = locate_base(str(write_base(scratch / "base", shape)))
+    with one_core():
+        base = locate_base(str(write_base(scratch / "base", shape)))
     config = _config(settings, shape)
     bench: Bench = (ImageBench if shape.pipeline else SegmentBench)(base, shape, config)
     try:
-        bench.folders = write_adapters(
-            scratch / "adapters",
-            bench.denoiser,
-            base.family,
-            count=max(settings.adapters),
-            rank=settings.rank,
-            dtype=next(bench.denoiser.parameters()).dtype,
-        )
-        contenders = bench.contenders()
-        rows = tuple(_loads(bench, contenders, settings, tell))
-        glue = _glue(bench, contenders, settings)
-        on_gpu = next(bench.denoiser.parameters()).is_cuda
-        tell("loading and switching", len(rows), len(rows))
-        denoiser, pipeline = bench.twin()
-        pool = pool_costs(denoiser, base, bench.folders[0], settings.residents, rank=settings.rank)
-        few = [count for count in settings.residents if count <= FEW]
-        peer = diffusers_costs(bench.twin()[1], bench.folders[0], few) if pipeline and few else []
+        with one_core():
+            bench.folders = write_adapters(
+                scratch / "adapters",
+                bench.denoiser,
+                base.family,
+                count=max(settings.adapters),
+                rank=settings.rank,
+                dtype=next(bench.denoiser.parameters()).dtype,
+            )
+            contenders = bench.contenders()
+            rows = tuple(_loads(bench, contenders, settings, tell))
+            glue = _glue(bench, contenders, settings)
+            on_gpu = next(bench.denoiser.parameters()).is_cuda
+            tell("loading and switching", len(rows), len(rows))
+            denoiser, pipeline = bench.twin()
+            pool = pool_costs(denoiser, base, bench.folders[0], settings.residents, rank=settings.rank)
+            few = [count for count in settings.residents if count <= FEW]
+            peer = diffusers_costs(bench.twin()[1], bench.folders[0], few) if pipeline and few else []
     finally:
         bench.close()
     return Report(

@@ -25,6 +25,7 @@ from serve.engine.requests import Cancelled, EngineInfo, Fetch, LoraUse, Timings
 from serve.engine.residency import Adapter, Loaded, Residency
 from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import Client, Owner
+from serve.engine.threads import one_core
 
 MAX_SCALE = 100.0
 ReadHeads = Callable[[AdapterLayout, Path], tuple[Mapping[str, nn.Module], Mapping[int, str] | None]]
@@ -70,7 +71,8 @@ class Core:
         self.base, self.config = base, config
         self._fetch, self._read_heads = fetch, read_heads
         self._shapes = read_base_shapes(base.path, base.family)
-        self.pool = RowPool(components, config.total_rows)
+        with one_core():
+            self.pool = RowPool(components, config.total_rows)
         self.owner = Owner(self.pool.mixed, max_gather_s=config.max_gather_s)
         self.residency = Residency(
             self.pool, self._load, total_rows=config.total_rows, host_bytes=config.host_bytes
@@ -82,20 +84,21 @@ class Core:
         self, uses: Sequence[LoraUse], timeout_s: float | None, cancelled: Cancelled = None
     ) -> Iterator[Session]:
         """A request's way: adapters to host memory, a place, rows, a client at the owner; all given back."""
-        arrived_s = time.monotonic()
-        deadline_s = None if timeout_s is None else arrived_s + timeout_s
-        check_uses(uses, self.config)
-        # Before the wait for a place, so that files are read while other requests run.
-        adapters = tuple(self.residency.prefetch(use.ref, deadline_s) for use in uses)
-        read_s = time.monotonic()
-        with self.admission.place(deadline_s):
-            placed_s = time.monotonic()
-            with (
-                self.residency.lease(uses, deadline_s) as pooled,
-                self.owner.client(pooled, deadline_s, cancelled) as client,
-            ):
-                leased_s = time.monotonic()
-                yield Session(client, adapters, arrived_s, read_s, placed_s, leased_s)
+        with one_core():
+            arrived_s = time.monotonic()
+            deadline_s = None if timeout_s is None else arrived_s + timeout_s
+            check_uses(uses, self.config)
+            # Before the wait for a place, so that files are read while other requests run.
+            adapters = tuple(self.residency.prefetch(use.ref, deadline_s) for use in uses)
+            read_s = time.monotonic()
+            with self.admission.place(deadline_s):
+                placed_s = time.monotonic()
+                with (
+                    self.residency.lease(uses, deadline_s) as pooled,
+                    self.owner.client(pooled, deadline_s, cancelled) as client,
+                ):
+                    leased_s = time.monotonic()
+                    yield Session(client, adapters, arrived_s, read_s, placed_s, leased_s)
 
     def info(self) -> EngineInfo:
         """The state now."""

@@ -39,6 +39,7 @@ from serve.engine.requests import (
 )
 from serve.engine.schedulers import SCHEDULERS
 from serve.engine.shared_module import SharedModule, proxy
+from serve.engine.threads import one_core
 
 
 class ImageEngine:
@@ -47,8 +48,9 @@ class ImageEngine:
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
         device, dtype = pick_device(config, base.family)
-        self._template = load_pipeline(base.path, device, dtype)
-        controlnets = load_controlnets(config, base.family, self._template)
+        with one_core():
+            self._template = load_pipeline(base.path, device, dtype)
+            controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)
         components = shared_components(self._template, base.family)
         adaptable = {name: components[name] for name in base.family.components if name in components}

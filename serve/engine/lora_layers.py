@@ -1,8 +1,9 @@
 """What LoRA adds to one layer's output, when every sample of the batch may use other adapters.
 
-Shapes: N samples, T tokens (or pixels) of each, R rank rows, D adapters with DoRA.
+Shapes: N samples, or groups of samples side by side that use the same; T tokens (or pixels) of each; R rank
+rows; D adapters with DoRA.
 
-    y (N, T, out) = gain * (y - bias) + bias + ((x (N, T, in) @ a^T) * scale) @ (gain * b)
+    y (N, T, out) = gain * (y - bias) + bias + (x (N, T, in) @ a^T) @ (gain * scale * b)
 
 A gain is 1 but for DoRA (https://arxiv.org/abs/2402.09353), where it is the magnitude m over the norm of
 the adapted weight. With `s` the request's scale that norm is sqrt(|W|^2 + 2 s <W, BA> + s^2 |BA|^2), for
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ DORA_ROWS = 4
 """Rows of b that an adapter with DoRA takes beyond its rank: m, |W|^2, <W, BA>, |BA|^2."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Gathered:
     """What the samples of one layer's input use of the pool."""
 
@@ -33,16 +35,21 @@ class Gathered:
     a: torch.Tensor
     """(P, in), the layer's columns of the pool."""
     b: torch.Tensor
-    """(N, R, out)"""
-    scale: torch.Tensor
-    """(N, R)"""
+    """(N, R, out), the scales multiplied in."""
     gain: torch.Tensor | None
     """(N, 1, out), of the layer's own output; None when no sample uses DoRA."""
 
-    @property
+    @cached_property
     def down(self) -> torch.Tensor:
         """A of every sample, (N, R, in)."""
         return self.a.index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
+
+    def each(self, times: int) -> Gathered:
+        """The same for samples that stand `times` times, side by side."""
+        if times == 1:
+            return self
+        rows, b = (t.repeat_interleave(times, 0) for t in (self.rows, self.b))
+        return Gathered(rows, self.a, b, None if self.gain is None else self.gain.repeat_interleave(times, 0))
 
 
 Add = Callable[[Any, torch.Tensor, torch.Tensor, Gathered], torch.Tensor]
@@ -95,9 +102,9 @@ def dora_gain(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
-    """X (N, ..., in), y (N, ..., out); two dimensions are one token each."""
-    n = len(x)
-    hidden = torch.bmm(x.reshape(n, -1, x.shape[-1]), lora.down.transpose(1, 2)) * lora.scale[:, None, :]
+    """X (N * any, ..., in), y (N * any, ..., out): whatever belongs to a sample is its tokens."""
+    n = len(lora.rows)
+    hidden = torch.bmm(x.reshape(n, -1, x.shape[-1]), lora.down.transpose(1, 2))
     flat = y.reshape(n, -1, y.shape[-1])
     if lora.gain is not None:
         flat = _with_gain(flat, layer.bias, lora.gain)
@@ -105,7 +112,8 @@ def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gather
 
 
 def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
-    """X (N, in, height, width), y (N, out, height', width'): A convolves, B mixes channels."""
+    """X (N * any, in, height, width), y (N * any, out, height', width'): A convolves, B mixes channels."""
+    lora = lora.each(len(x) // len(lora.rows))
     a = lora.down
     n, rank, _ = a.shape
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
@@ -120,15 +128,15 @@ def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered
     flat = y.flatten(2)
     if lora.gain is not None:
         flat = _with_gain(flat.transpose(1, 2), layer.bias, lora.gain).transpose(1, 2)
-    return torch.baddbmm(flat, lora.b.transpose(1, 2), hidden * lora.scale[:, :, None]).view(y.shape)
+    return torch.baddbmm(flat, lora.b.transpose(1, 2), hidden).view(y.shape)
 
 
 def _add_embedding(layer: nn.Embedding, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
-    """X (N, ...) numbers of tokens, y (N, ..., out); positions (1, ...) are shared by all samples."""
+    """X (N * any, ...) numbers of tokens, y (N * any, ..., out); positions (1, ...) are shared by all."""
     n = len(lora.rows)
-    if len(x) != n:
+    if len(x) < n:
         x, y = x.expand(n, *x.shape[1:]), y.expand(n, *y.shape[1:])
-    hidden = lora.a[lora.rows[:, :, None], x.reshape(n, 1, -1)] * lora.scale[:, :, None]
+    hidden = lora.a[lora.rows[:, :, None], x.reshape(n, 1, -1)]
     flat = y.reshape(n, -1, y.shape[-1])
     if lora.gain is not None:
         flat = _with_gain(flat, None, lora.gain)

@@ -6,7 +6,8 @@ Every layer that LoRA can change gets a slot: a range of columns in two tensors 
 
 so that loading an adapter of rank r fills r rows of each, and activating it is an index: in a forward each
 sample has a list of R row ids and scales, padded with row 0. The layers stay what they are: the sum is done
-in forward hooks, so module paths, classes and weights do not change.
+in forward hooks, so module paths, classes and weights do not change. What a layer gathers of the pool is kept
+while the same requests come back together, as the steps of a denoising loop do.
 
 `write` may be called from any thread for rows that no forward uses; `mixed` belongs to the owner thread.
 """
@@ -109,7 +110,7 @@ class DoraMix:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mix:
-    """What each sample of the present forward uses."""
+    """What each sample of the present forward uses, or each group of samples side by side."""
 
     rows: torch.Tensor
     """(N, R) int64"""
@@ -120,19 +121,17 @@ class Mix:
     """Slots that any sample changes; the others run bare."""
     heads: tuple[Mapping[str, nn.Module], ...]
     """(N)"""
-
-    def each(self, times: int) -> Mix:
-        """The mix of a layer that sees every sample as `times` rows, side by side (windows, tokens)."""
-        return self._picked(torch.arange(len(self.rows), device=self.rows.device).repeat_interleave(times))
+    batch: int
+    """Rows of the forward; N of them or a multiple."""
+    gathered: dict[int, Gathered] | None
+    """By slot, what its layer has gathered; None when that would take more memory than the pool."""
 
     def part(self, samples: Sequence[int]) -> Mix:
         """The mix of some of the samples."""
-        return self._picked(torch.tensor(samples, device=self.rows.device))
-
-    def _picked(self, index: torch.Tensor) -> Mix:
+        index = torch.tensor(samples, device=self.rows.device)
         dora = self.dora and DoraMix(*(t[index] for t in (self.dora.rows, self.dora.scale, self.dora.before)))
-        heads = tuple(self.heads[i] for i in index.tolist()) if any(self.heads) else ({},) * len(index)
-        return Mix(self.rows[index], self.scale[index], dora, self.layers, heads)
+        heads = tuple(self.heads[i] for i in samples)
+        return Mix(self.rows[index], self.scale[index], dora, self.layers, heads, len(samples), None)
 
 
 class RowPool:
@@ -143,6 +142,7 @@ class RowPool:
         self.slots: dict[str, Slot] = {}
         self.mix: Mix | None = None
         """Of the forward that is running; owner thread only."""
+        self._last: tuple[tuple[tuple[Uses, int], ...], Mix | None] = (), None
         a_end = b_end = 0
         first = next(next(iter(components.values())).parameters())
         for component, root in components.items():
@@ -176,7 +176,10 @@ class RowPool:
     @contextmanager
     def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
         """Make the forward inside follow `calls`: the adapters of each call, and its rows in the batch."""
-        self.mix = self._mix_of(calls)
+        # A lease gives a use of its own, whose rows nobody changes: the same uses have the same values.
+        if self._last[0] != tuple(calls):
+            self._last = tuple(calls), self._mix_of(calls)
+        self.mix = self._last[1]
         try:
             yield
         finally:
@@ -187,6 +190,11 @@ class RowPool:
             return None
         need = max(sum(len(use.rows) for use in uses) for uses, _ in calls)
         width = next((w for w in _WIDTHS if w >= need), need)
+        # The two rows of a request with guidance are one sample here, unless a head must tell them apart.
+        together = (
+            1 if any(use.heads for uses, _ in calls for use in uses) else math.gcd(*(n for _, n in calls))
+        )
+        calls = [(uses, n // together) for uses, n in calls]
         rows, scales, heads = [], [], []
         for uses, n in calls:
             ids = [row for use in uses for row in use.rows]
@@ -200,6 +208,8 @@ class RowPool:
             self._dora_of(calls, width),
             frozenset().union(*(use.layers for uses, _ in calls for use in uses)),
             tuple(heads),
+            len(rows) * together,
+            {} if len(rows) * width <= len(self.a) else None,
         )
 
     def _dora_of(self, calls: Sequence[tuple[Uses, int]], width: int) -> DoraMix | None:
@@ -230,16 +240,19 @@ class RowPool:
 
     def _gathered(self, slot: Slot, mix: Mix, n: int) -> Gathered:
         """What the `n` rows of a layer's input use."""
-        samples = len(mix.rows)
-        if n != samples and not (n == 1 and isinstance(slot.layer, nn.Embedding)):
-            if n % samples:
-                raise RuntimeError(f"{slot.name} got {n} rows, which no {samples} samples have")
-            mix = mix.each(n // samples)
+        if n % mix.batch and not (n == 1 and isinstance(slot.layer, nn.Embedding)):
+            raise RuntimeError(f"{slot.name} got {n} rows, which no batch of {mix.batch} has")
+        if mix.gathered is not None and slot.index in mix.gathered:
+            return mix.gathered[slot.index]
         b = self.b[:, slot.b].index_select(0, mix.rows.flatten()).view(*mix.rows.shape, -1)
-        if mix.dora is None:
-            return Gathered(mix.rows, self.a[:, slot.a], b, mix.scale, None)
-        b, gain = self._with_dora(slot, mix.dora, b)
-        return Gathered(mix.rows, self.a[:, slot.a], b, mix.scale, gain)
+        b *= mix.scale[..., None]
+        gain = None
+        if mix.dora is not None:
+            b, gain = self._with_dora(slot, mix.dora, b)
+        gathered = Gathered(mix.rows, self.a[:, slot.a], b, gain)
+        if mix.gathered is not None:
+            mix.gathered[slot.index] = gathered
+        return gathered
 
     def _with_dora(self, slot: Slot, dora: DoraMix, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`b` (N, R, out) times its gains, and the gain (N, 1, out) of the layer's own output.

@@ -36,6 +36,7 @@ from serve.engine.requests import (
 )
 from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import CallShape, SharedModule
+from serve.engine.threads import one_core
 
 _MAX_CLASSES = 256  # labels are uint8
 _AUXILIARY = "auxiliary_head"  # helps training; the logits do not depend on it
@@ -84,10 +85,11 @@ class SegmentEngine:
         self._processor: Any = AutoImageProcessor.from_pretrained(
             base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
         )
-        model: Any = AutoModelForSemanticSegmentation.from_pretrained(
-            base.path, dtype=dtype, local_files_only=True
-        )
-        self._model = model.to(device).eval()
+        with one_core():
+            model: Any = AutoModelForSemanticSegmentation.from_pretrained(
+                base.path, dtype=dtype, local_files_only=True
+            )
+            self._model = model.to(device).eval()
         self._device, self._dtype = device, dtype
         self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
         self._core = Core(base, config, fetch, {"model": self._model}, self._read_heads)
@@ -151,8 +153,9 @@ class SegmentEngine:
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError("the image is not RGB with 8 bits", param="image")
-        pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"]
-        return pixels.to(self._device, self._dtype)
+        with one_core():
+            pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"]
+            return pixels.to(self._device, self._dtype)
 
     def _read_heads(
         self, layout: AdapterLayout, folder: Path

@@ -5,7 +5,8 @@ VAE it holds proxies: objects of the module's own class whose methods hand their
 and wait. That thread takes calls that fit together (same module, same shapes past dim 0, same dtypes, equal
 other arguments), concatenates them along dim 0, runs the module once, and splits the result.
 
-Threads: `Client.call` runs in request threads; everything that touches a module runs in the owner thread.
+Threads: `Client.call` runs in request threads; everything that touches a module runs in the owner thread,
+the only one that computes with all cores (see `threads.py`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ from torch import nn
 from hubctl.errors import InputError, UnavailableError
 from serve.engine.requests import Cancelled
 from serve.engine.schedule import Run, Thinking, Waiting, choose
+from serve.engine.threads import compute_with
 
 MEMORY_CAP_S = 60.0
 """How long a forward that did not fit into memory keeps such forwards small: its cause may pass."""
@@ -35,6 +37,7 @@ MEMORY_CAP_S = 60.0
 LAST_STAGE = 1 << 30
 """Beyond every stage: who is there comes back only for what it called first."""
 
+T = TypeVar("T")
 Mixed = Callable[[Sequence[tuple[Any, int]]], AbstractContextManager[None]]
 """Makes a forward's rows follow (adapters, rows) of each call in it; see `RowPool.mixed`."""
 
@@ -74,6 +77,7 @@ class Client:
     def __init__(
         self, owner: Owner, adapters: Any, deadline_s: float | None, cancelled: Cancelled = None
     ) -> None:
+        self.number = next(owner.numbers)
         self.adapters = adapters
         self.deadline_s = deadline_s
         self.cancelled = cancelled
@@ -253,6 +257,8 @@ class Owner:
         self.mix_adapters = True
         """False lets only calls with the same adapters share a forward: for comparison."""
         self._mixed, self._max_gather_s = mixed, max_gather_s
+        self.numbers = itertools.count()
+        """Of clients, in the order they came."""
         self._tickets = itertools.count()
         self._idle_since_s = 0.0  # the owner thread's alone
         self._changed = threading.Condition()
@@ -261,8 +267,11 @@ class Owner:
         self._clients: set[Client] = set()
         # When clients left, and what each called first: under load others take their places at once.
         self._left: deque[tuple[float, Thinking]] = deque()
+        self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="engine-owner", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=[torch.get_num_threads()], name="engine-owner", daemon=True
+        )
         self._thread.start()
 
     @contextmanager
@@ -316,6 +325,20 @@ class Owner:
             self._waiting.pop(call.waiting.ticket, None)
             self._changed.notify_all()
 
+    def do(self, work: Callable[[], T]) -> T:
+        """Run `work` in the owner thread, between two forwards; raises what it raises.
+
+        Raises:
+            UnavailableError: the owner is closed.
+        """
+        done: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise UnavailableError("the engine is closed")
+            self._work.append((work, done))
+            self._changed.notify_all()
+        return done.result()
+
     def close(self) -> None:
         """End the thread after its present forward; whoever waits gets an error."""
         with self._changed:
@@ -323,15 +346,19 @@ class Owner:
             self._changed.notify_all()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, threads: int) -> None:
+        compute_with(threads)
         with torch.no_grad():
-            while batch := self._next():
-                self._answer(batch)
+            while (turn := self._next()) is not None:
+                turn()
                 self._idle_since_s = time.monotonic()
 
-    def _next(self) -> list[_Call]:
+    def _next(self) -> Callable[[], None] | None:
+        """What to do now; None at the end."""
         with self._changed:
             while not self._closed:
+                if self._work:
+                    return partial(_do, *self._work.popleft())
                 now_s = time.monotonic()
                 calls = [call.waiting for call in self._waiting.values()]
                 busy = {call.client for call in self._waiting.values()}
@@ -341,13 +368,18 @@ class Owner:
                 thinking += [successor for _, successor in self._left]
                 decision = choose(calls, thinking, now_s=now_s, idle_since_s=self._idle_since_s)
                 if isinstance(decision, Run):
-                    return [self._waiting.pop(ticket) for ticket in decision.tickets]
+                    batch = [self._waiting.pop(ticket) for ticket in decision.tickets]
+                    # Always in the same order: the row pool remembers the mix of the last forward.
+                    return partial(self._answer, sorted(batch, key=lambda call: call.client.number))
                 self._changed.wait(None if decision is None else decision.at_s - now_s)
+            closed = UnavailableError("the engine was closed")
             for call in self._waiting.values():
-                call.error = UnavailableError("the engine was closed")
+                call.error = closed
                 call.done.set()
             self._waiting.clear()
-            return []
+            for _, done in self._work:
+                done.set_exception(closed)
+            return None
 
     def _answer(self, batch: list[_Call]) -> None:
         error = self._tried(batch)
@@ -411,6 +443,13 @@ class Owner:
             outputs = module.run([arguments for _, arguments, _ in calls], [rows for _, _, rows in calls])
         self.forwards[module.name] += 1
         return outputs
+
+
+def _do(work: Callable[[], T], done: Future[T]) -> None:
+    try:
+        done.set_result(work())
+    except BaseException as error:
+        done.set_exception(error)
 
 
 def proxy(client: Client, *methods: SharedModule) -> Any:

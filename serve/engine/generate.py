@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hubctl.base_models import BaseModel
-from hubctl.errors import AdapterError, InputError
+from hubctl.errors import InputError
 from serve.engine.checks import check_prompts, check_request
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
@@ -39,6 +39,7 @@ from serve.engine.requests import (
 )
 from serve.engine.schedulers import SCHEDULERS
 from serve.engine.shared_module import SharedModule, proxy
+from serve.engine.spoilt import Decoding, refuse_spoilt
 
 
 class ImageEngine:
@@ -107,7 +108,10 @@ class ImageEngine:
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.
             pipeline = copy.copy(template)
-            proxies = {name: proxy(session.client, *methods) for name, methods in shared.items()}
+            callers = {"vae": Decoding(session.client, adapted=bool(request.loras))}
+            proxies = {
+                name: proxy(callers.get(name, session.client), *methods) for name, methods in shared.items()
+            }
             for name, part in (parts | tokenizers | proxies).items():
                 setattr(pipeline, name, part)
             # On the CPU, one per image: the same pixels on every device, and for every way of asking.
@@ -116,11 +120,7 @@ class ImageEngine:
             ]
             output = pipeline(**arguments, generator=generators, output_type="np")
             images: np.ndarray = output.images
-            if not np.isfinite(images).all():
-                raise AdapterError(
-                    "the image came out as NaN",
-                    hint="lower the scale of the adapters" if request.loras else "try another scheduler",
-                )
+            refuse_spoilt(images, getattr(output, "nsfw_content_detected", None))
             return images, session.timings()
 
     @contextmanager

@@ -20,7 +20,7 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -413,7 +413,14 @@ class Owner:
         return outputs
 
 
-def proxy(client: Client, *methods: SharedModule) -> Any:
+class Caller(Protocol):
+    """What a proxy hands its calls to: a `Client`, or what stands before one."""
+
+    def call(self, module: SharedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module's method; see `Client.call`."""
+
+
+def proxy(client: Caller, *methods: SharedModule) -> Any:
     """An object of a module's own class for one request's pipeline; calls of `methods` go to the owner."""
     real: Any = type(methods[0].module)
     return _proxy_class(real, tuple(m.shape.method for m in methods))(client, methods)
@@ -421,7 +428,7 @@ def proxy(client: Client, *methods: SharedModule) -> Any:
 
 @cache
 def _proxy_class(real: Any, names: tuple[str, ...]) -> Callable[..., nn.Module]:
-    def __init__(self: Any, client: Client, methods: Sequence[SharedModule]) -> None:
+    def __init__(self: Any, client: Caller, methods: Sequence[SharedModule]) -> None:
         nn.Module.__init__(self)
         # Past nn.Module.__setattr__, which would take the real module in as a child.
         self.__dict__["_client"], self.__dict__["_methods"] = client, methods

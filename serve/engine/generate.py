@@ -24,6 +24,7 @@ from serve.engine.pipelines import (
     call_shapes,
     load_controlnets,
     load_pipeline,
+    make_offload,
     make_templates,
     shared_components,
     task_of,
@@ -48,14 +49,19 @@ class ImageEngine:
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
         device, dtype = pick_device(config, base.family)
-        self._template = load_pipeline(base.path, device, dtype)
+        self._template = load_pipeline(base.path, torch.device("cpu") if config.offload else device, dtype)
         controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)
         components = shared_components(self._template, base.family)
         adaptable = {name: components[name] for name in base.family.components if name in components}
-        self._core = Core(base, config, fetch, adaptable)
+        self._core = Core(base, config, fetch, adaptable, device=device)
         self.owner = self._core.owner
         """Counts of calls and forwards, for measurements."""
+        self._offload = (
+            make_offload(self._template, components, controlnets, base.family, device)
+            if config.offload
+            else None
+        )
         self._shared = {name: self._methods(name, module) for name, module in components.items()}
         self._controls = {
             name: self._methods(f"controlnet {name}", module) for name, module in controlnets.items()
@@ -143,7 +149,7 @@ class ImageEngine:
     def _methods(self, name: str, module: nn.Module) -> tuple[SharedModule, ...]:
         base, dtype = self._core.base, next(module.parameters()).dtype
         shapes = call_shapes(name, base.family, self._core.config, dtype)
-        return tuple(SharedModule(self.owner, name, module, shape) for shape in shapes)
+        return tuple(SharedModule(self.owner, name, module, shape, self._offload) for shape in shapes)
 
     def _template_of(self, request: ImageRequest) -> Any:
         base_id, task = self._core.base.id, task_of(request)

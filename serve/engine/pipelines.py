@@ -16,6 +16,7 @@ from PIL import Image
 from hubctl.errors import InputError
 from hubctl.families import Family
 from serve.engine.config import EngineConfig
+from serve.engine.offload import Offload
 from serve.engine.requests import ImageRequest
 from serve.engine.shared_module import CallShape
 
@@ -91,6 +92,22 @@ def shared_components(pipeline: Any, family: Family) -> dict[str, torch.nn.Modul
         if isinstance(module, torch.nn.Module)
         and (name.startswith("text_encoder") or name in (family.denoiser, "vae"))
     }
+
+
+def make_offload(
+    pipeline: Any,
+    components: Mapping[str, torch.nn.Module],
+    controlnets: Mapping[str, torch.nn.Module],
+    family: Family,
+    device: torch.device,
+) -> Offload:
+    """Keep `components` in host memory; what else the pipeline calls (a safety checker) goes to `device`."""
+    denoiser = components[family.denoiser]
+    groups = [[module] for module in components.values() if module is not denoiser]
+    for name, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and name not in components:
+            module.to(device)
+    return Offload([[denoiser, *controlnets.values()], *groups], device)
 
 
 def call_shapes(name: str, family: Family, config: EngineConfig, dtype: torch.dtype) -> tuple[CallShape, ...]:

@@ -80,6 +80,10 @@ class SegmentEngine:
 
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base onto its device."""
+        if config.offload:
+            raise InputError(
+                f"engine: offload is for bases of several modules, {base.id} is one", hint="leave it out"
+            )
         device, dtype = pick_device(config, base.family)
         self._processor: Any = AutoImageProcessor.from_pretrained(
             base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE

@@ -19,6 +19,7 @@ from hubctl.errors import InputError
 from serve.engine.checks import check_prompts, check_request
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
+from serve.engine.defaults import filled, stated_defaults
 from serve.engine.pipelines import (
     arguments_of,
     call_shapes,
@@ -26,6 +27,7 @@ from serve.engine.pipelines import (
     load_pipeline,
     make_offload,
     make_templates,
+    own_defaults,
     shared_components,
     task_of,
 )
@@ -37,6 +39,7 @@ from serve.engine.requests import (
     ImageResult,
     SegmentRequest,
     SegmentResult,
+    Timings,
 )
 from serve.engine.schedulers import SCHEDULERS
 from serve.engine.shared_module import SharedModule, proxy
@@ -49,6 +52,7 @@ class ImageEngine:
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
         device, dtype = pick_device(config, base.family)
+        self._defaults = stated_defaults(base.path)
         self._template = load_pipeline(base.path, torch.device("cpu") if config.offload else device, dtype)
         controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)
@@ -70,17 +74,22 @@ class ImageEngine:
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images; see `Engine.generate`."""
-        images, timings = self._run(request, cancelled)
+        template = self._template_of(request)
+        request = self._filled(request, template)
+        images, timings = self._run(request, template, cancelled)
         return ImageResult(
             # The rounding of diffusers' own numpy_to_pil.
             images=tuple((image * 255).round().astype(np.uint8) for image in images),
             seeds=tuple(request.seed + i for i in range(request.num_images)),
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
             timings=timings,
         )
 
     def generate_floats(self, request: ImageRequest) -> np.ndarray:
         """The images before rounding: float32 (n, height, width, 3) in 0 to 1."""
-        return self._run(request)[0]
+        template = self._template_of(request)
+        return self._run(self._filled(request, template), template)[0]
 
     def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Refuse: this base makes images."""
@@ -98,8 +107,14 @@ class ImageEngine:
         """End the engine."""
         self._core.close()
 
-    def _run(self, request: ImageRequest, cancelled: Cancelled = None) -> tuple[np.ndarray, Any]:
-        template = self._template_of(request)
+    def _filled(self, request: ImageRequest, template: Any) -> ImageRequest:
+        core = self._core
+        own = own_defaults(template, core.base.family)
+        return filled(request, self._defaults, own, max_steps=core.config.max_steps)
+
+    def _run(
+        self, request: ImageRequest, template: Any, cancelled: Cancelled = None
+    ) -> tuple[np.ndarray, Timings]:
         check_request(request, self._core.config, self._core.base.family, template)
         with self._lent_tokenizers() as tokenizers:
             check_prompts(request, template, tokenizers)

@@ -16,6 +16,7 @@ from PIL import Image
 from hubctl.errors import InputError
 from hubctl.families import Family
 from serve.engine.config import EngineConfig
+from serve.engine.defaults import Defaults
 from serve.engine.offload import Offload
 from serve.engine.requests import ImageRequest
 from serve.engine.shared_module import CallShape
@@ -125,6 +126,15 @@ def call_shapes(name: str, family: Family, config: EngineConfig, dtype: torch.dt
         return (CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched, listed=listed),)
     # A ControlNet too comes before the denoiser, in every step anew.
     return (CallShape(stage=0, max_rows=config.max_batch_rows, unbatched=unbatched),)
+
+
+def own_defaults(pipeline: Any, family: Family) -> Defaults:
+    """What the pipeline itself takes where its caller says nothing."""
+    takes = inspect.signature(pipeline.__call__).parameters
+    return Defaults(
+        num_inference_steps=takes["num_inference_steps"].default,
+        guidance_scale=takes[family.guidance].default,
+    )
 
 
 def task_of(request: ImageRequest) -> str:

@@ -8,6 +8,9 @@ from typing import Literal
 
 from hubctl.errors import InputError
 
+Quantize = Literal["none", "int8", "fp8"]
+"""Kinds of weights. 4 bits are left out: torchao's need kernels of a further package, and a GPU."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -23,6 +26,8 @@ class EngineConfig:
     """`auto` takes a GPU where there is one; otherwise what torch understands, e.g. `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the base and the adapters; `auto` is float32 on a CPU, on a GPU the half precision of the family."""
+    quantize: Quantize = "none"
+    """Of the weights of the linear layers in the denoiser (or the segmenter's backbone); needs torchao."""
     offload: bool = False
     """Text encoders, denoiser and VAE wait in host memory, only the one that runs is on the device: for bases
     that do not fit at once. Every change from one to another copies weights."""

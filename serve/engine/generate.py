@@ -53,7 +53,8 @@ class ImageEngine:
         """Load the base's pipeline onto its device."""
         device, dtype = pick_device(config, base.family)
         self._defaults = stated_defaults(base.path)
-        self._template = load_pipeline(base.path, torch.device("cpu") if config.offload else device, dtype)
+        start = torch.device("cpu") if config.offload else device
+        self._template = load_pipeline(base.path, base.family, start, dtype, config.quantize)
         controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)
         components = shared_components(self._template, base.family)

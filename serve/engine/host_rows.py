@@ -40,7 +40,7 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
             up = up.flatten(1) if module.scale == 1 else up.flatten(1).float() * module.scale
             flat_b[: module.rank].copy_(up.T)
             if module.magnitude_key:
-                weight = _weight(layer.slot).cpu()
+                weight = _weight(layer.slot).cpu().dequantize()  # of a plain tensor: float32
                 weight = weight.T if module.embedding else weight
                 m = file.get_tensor(module.magnitude_key)
                 flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))

@@ -15,9 +15,10 @@ from PIL import Image
 
 from hubctl.errors import InputError
 from hubctl.families import Family
-from serve.engine.config import EngineConfig
+from serve.engine.config import EngineConfig, Quantize
 from serve.engine.defaults import Defaults
 from serve.engine.offload import Offload
+from serve.engine.quantize import quantize
 from serve.engine.requests import ImageRequest
 from serve.engine.shared_module import CallShape
 
@@ -30,15 +31,19 @@ Templates = dict[tuple[str, str | None], Any]
 """Pipeline by task and name of the ControlNet: those that diffusers has for the base."""
 
 
-def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The base's own pipeline on its device; parts that the folder lacks are left out."""
+def load_pipeline(
+    folder: Path, family: Family, device: torch.device, dtype: torch.dtype, weights: Quantize = "none"
+) -> Any:
+    """The base's own pipeline on its device, its denoiser quantised; what the folder lacks is left out."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list)]
     # SD3 runs without its T5, but diffusers must be told that it is not there.
     absent = {name: None for name in parts if not (folder / name).is_dir()}
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folder, dtype=dtype, local_files_only=True, **absent
-    ).to(device)
+    )
+    quantize(getattr(pipeline, family.denoiser), weights)  # before the device has to hold all of it
+    pipeline.to(device)
     if hasattr(pipeline, "upcast_vae") and pipeline.vae.config.get("force_upcast"):
         # SDXL's own overflows in float16. Its pipelines change the dtype back and forth, which a shared
         # module cannot have.

@@ -99,6 +99,8 @@ def create_app(
                 adapters=schema.adapters_used(target.loras),
                 seed=seed,
                 seeds=list(result.seeds),
+                num_inference_steps=result.num_inference_steps,
+                guidance_scale=result.guidance_scale,
                 timings=schema.rounded(result.timings),
             ),
         )

@@ -174,6 +174,8 @@ class Provenance(BaseModel):
     seed: int | None = None
     seeds: list[int] | None = None
     """One for each image."""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
     timings: dict[str, float]
     """Seconds by stage."""
 

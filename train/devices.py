@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import transformers
 from accelerate import Accelerator
@@ -45,3 +47,6 @@ def _quiet_libraries() -> None:
 
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
+    # peft imports torchao where it is installed, which tells of kernels that are not built for this torch.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -8,6 +8,9 @@ from typing import Literal
 
 from hubctl.errors import InputError
 
+Quantize = Literal["none", "int8", "fp8"]
+"""Kinds of weights. 4 bits are left out: torchao's need kernels of a further package, and a GPU."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
@@ -23,6 +26,11 @@ class EngineConfig:
     """`auto` takes a GPU where there is one; otherwise what torch understands, e.g. `cuda:1`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the base and the adapters; `auto` is float32 on a CPU, on a GPU the half precision of the family."""
+    quantize: Quantize = "none"
+    """Of the weights of the linear layers in the denoiser (or the segmenter's backbone); needs torchao."""
+    offload: bool = False
+    """Text encoders, denoiser and VAE wait in host memory, only the one that runs is on the device: for bases
+    that do not fit at once. Every change from one to another copies weights."""
     total_rows: int = 512
     """Rank rows on the device, shared by all resident adapters: 512 hold 32 adapters of rank 16."""
     max_batch_rows: int = 32
@@ -52,7 +60,7 @@ class EngineConfig:
         """Refuse numbers that leave the engine no room to work."""
         for name in (each.name for each in dataclasses.fields(self)):
             value = getattr(self, name)
-            if isinstance(value, int) and value < (0 if name == "max_queued" else 1):
+            if type(value) is int and value < (0 if name == "max_queued" else 1):
                 raise InputError(f"engine: {name} is {value}", hint=f"give {name} 1 or more")
         if not 0 <= self.max_gather_s <= 1:
             raise InputError(f"engine: max_gather_s is {self.max_gather_s}", hint="give 0 to 1 second")

@@ -66,13 +66,14 @@ class Core:
         fetch: Fetch,
         components: Mapping[str, nn.Module],
         read_heads: ReadHeads | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """Prepare `components` (name → module, on its device) for adapters."""
+        """Prepare `components` (name → module) for adapters; they run on `device`, or where they are now."""
         self.base, self.config = base, config
         self._fetch, self._read_heads = fetch, read_heads
         self._shapes = read_base_shapes(base.path, base.family)
         with one_core():
-            self.pool = RowPool(components, config.total_rows)
+            self.pool = RowPool(components, config.total_rows, device)
         self.owner = Owner(self.pool.mixed, max_gather_s=config.max_gather_s)
         self.residency = Residency(
             self.pool, self._load, total_rows=config.total_rows, host_bytes=config.host_bytes

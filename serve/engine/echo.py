@@ -16,6 +16,7 @@ from hubctl.errors import InputError
 from hubctl.refs import PinnedRef
 from serve.engine.admission import Admission
 from serve.engine.config import EngineConfig
+from serve.engine.defaults import filled, stated_defaults
 from serve.engine.requests import (
     Cancelled,
     EngineInfo,
@@ -39,6 +40,7 @@ class EchoEngine:
 
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         self._base, self._config, self._fetch = base, config, fetch
+        self._defaults = stated_defaults(base.path)
         self._admission = Admission(max_running=config.max_running, max_queued=config.max_queued)
         self._lock = threading.Lock()
         self._resident: OrderedDict[PinnedRef, None] = OrderedDict()
@@ -46,6 +48,7 @@ class EchoEngine:
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """One colour for each image, made from prompt, seed and adapters."""
         self._refuse_other_task("text-to-image")
+        request = filled(request, self._defaults, max_steps=self._config.max_steps)
         given = request.image if request.control is None else request.control.image
         height, width = given.shape[:2] if given is not None else (request.height, request.width)
         size = (height or _SIDE_PX, width or _SIDE_PX, 3)
@@ -54,7 +57,13 @@ class EchoEngine:
             images = tuple(
                 np.full(size, _colour(request.prompt, seed, request.loras), np.uint8) for seed in seeds
             )
-            return ImageResult(images=images, seeds=seeds, timings=_timings(started_s))
+            return ImageResult(
+                images=images,
+                seeds=seeds,
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale,
+                timings=_timings(started_s),
+            )
 
     def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Bright and dark pixels; an adapter swaps the two."""

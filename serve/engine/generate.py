@@ -15,16 +15,19 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hubctl.base_models import BaseModel
-from hubctl.errors import AdapterError, InputError
+from hubctl.errors import InputError
 from serve.engine.checks import check_prompts, check_request
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
+from serve.engine.defaults import filled, stated_defaults
 from serve.engine.pipelines import (
     arguments_of,
     call_shapes,
     load_controlnets,
     load_pipeline,
+    make_offload,
     make_templates,
+    own_defaults,
     shared_components,
     task_of,
 )
@@ -36,9 +39,11 @@ from serve.engine.requests import (
     ImageResult,
     SegmentRequest,
     SegmentResult,
+    Timings,
 )
 from serve.engine.schedulers import SCHEDULERS
 from serve.engine.shared_module import SharedModule, proxy
+from serve.engine.spoilt import Decoding, refuse_spoilt
 from serve.engine.threads import one_core
 
 
@@ -48,15 +53,22 @@ class ImageEngine:
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base's pipeline onto its device."""
         device, dtype = pick_device(config, base.family)
+        self._defaults = stated_defaults(base.path)
+        start = torch.device("cpu") if config.offload else device
         with one_core():
-            self._template = load_pipeline(base.path, device, dtype)
+            self._template = load_pipeline(base.path, base.family, start, dtype, config.quantize)
             controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)
         components = shared_components(self._template, base.family)
         adaptable = {name: components[name] for name in base.family.components if name in components}
-        self._core = Core(base, config, fetch, adaptable)
+        self._core = Core(base, config, fetch, adaptable, device=device)
         self.owner = self._core.owner
         """Counts of calls and forwards, for measurements."""
+        self._offload = (
+            make_offload(self._template, components, controlnets, base.family, device)
+            if config.offload
+            else None
+        )
         self._shared = {name: self._methods(name, module) for name, module in components.items()}
         self._controls = {
             name: self._methods(f"controlnet {name}", module) for name, module in controlnets.items()
@@ -65,17 +77,22 @@ class ImageEngine:
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images; see `Engine.generate`."""
-        images, timings = self._run(request, cancelled)
+        template = self._template_of(request)
+        request = self._filled(request, template)
+        images, timings = self._run(request, template, cancelled)
         return ImageResult(
             # The rounding of diffusers' own numpy_to_pil.
             images=tuple((image * 255).round().astype(np.uint8) for image in images),
             seeds=tuple(request.seed + i for i in range(request.num_images)),
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
             timings=timings,
         )
 
     def generate_floats(self, request: ImageRequest) -> np.ndarray:
         """The images before rounding: float32 (n, height, width, 3) in 0 to 1."""
-        return self._run(request)[0]
+        template = self._template_of(request)
+        return self._run(self._filled(request, template), template)[0]
 
     def segment(self, request: SegmentRequest, cancelled: Cancelled = None) -> SegmentResult:
         """Refuse: this base makes images."""
@@ -93,8 +110,14 @@ class ImageEngine:
         """End the engine."""
         self._core.close()
 
-    def _run(self, request: ImageRequest, cancelled: Cancelled = None) -> tuple[np.ndarray, Any]:
-        template = self._template_of(request)
+    def _filled(self, request: ImageRequest, template: Any) -> ImageRequest:
+        core = self._core
+        own = own_defaults(template, core.base.family)
+        return filled(request, self._defaults, own, max_steps=core.config.max_steps)
+
+    def _run(
+        self, request: ImageRequest, template: Any, cancelled: Cancelled = None
+    ) -> tuple[np.ndarray, Timings]:
         check_request(request, self._core.config, self._core.base.family, template)
         with self._lent_tokenizers() as tokenizers:
             check_prompts(request, template, tokenizers)
@@ -109,7 +132,10 @@ class ImageEngine:
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.
             pipeline = copy.copy(template)
-            proxies = {name: proxy(session.client, *methods) for name, methods in shared.items()}
+            callers = {"vae": Decoding(session.client, adapted=bool(request.loras))}
+            proxies = {
+                name: proxy(callers.get(name, session.client), *methods) for name, methods in shared.items()
+            }
             for name, part in (parts | tokenizers | proxies).items():
                 setattr(pipeline, name, part)
             # On the CPU, one per image: the same pixels on every device, and for every way of asking.
@@ -118,11 +144,7 @@ class ImageEngine:
             ]
             output = pipeline(**arguments, generator=generators, output_type="np")
             images: np.ndarray = output.images
-            if not np.isfinite(images).all():
-                raise AdapterError(
-                    "the image came out as NaN",
-                    hint="lower the scale of the adapters" if request.loras else "try another scheduler",
-                )
+            refuse_spoilt(images, getattr(output, "nsfw_content_detected", None))
             return images, session.timings()
 
     @contextmanager
@@ -145,7 +167,7 @@ class ImageEngine:
     def _methods(self, name: str, module: nn.Module) -> tuple[SharedModule, ...]:
         base, dtype = self._core.base, next(module.parameters()).dtype
         shapes = call_shapes(name, base.family, self._core.config, dtype)
-        return tuple(SharedModule(self.owner, name, module, shape) for shape in shapes)
+        return tuple(SharedModule(self.owner, name, module, shape, self._offload) for shape in shapes)
 
     def _template_of(self, request: ImageRequest) -> Any:
         base_id, task = self._core.base.id, task_of(request)

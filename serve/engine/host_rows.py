@@ -40,7 +40,7 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
             up = up.flatten(1) if module.scale == 1 else up.flatten(1).float() * module.scale
             flat_b[: module.rank].copy_(up.T)
             if module.magnitude_key:
-                weight = _weight(layer.slot).cpu()
+                weight = _weight(layer.slot).cpu().dequantize()  # of a plain tensor: float32
                 weight = weight.T if module.embedding else weight
                 m = file.get_tensor(module.magnitude_key)
                 flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))
@@ -71,9 +71,14 @@ def _weight(slot: Slot) -> torch.Tensor:
 
 def refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:
     """Raise `AdapterError` when values that came out of an adapter's file are NaN or infinite."""
-    # The extremes are NaN when any value is: one pass, and nothing as large as the tensor is made.
-    if all(extreme.isfinite() for t in tensors if t.numel() for extreme in t.aminmax()):
+    if all_finite(*tensors):
         return
     if bad := non_finite(layout.weights_file, layout.header):
         raise AdapterError(f"{len(bad)} of its tensors hold NaN or infinity, '{bad[0]}' first")
     raise AdapterError(f"the adapter holds values that do not fit {tensors[0].dtype}")
+
+
+def all_finite(*tensors: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # The extremes are NaN when any value is: one pass, and nothing as large as the tensor is made.
+    return all(bool(extreme.isfinite()) for t in tensors if t.numel() for extreme in t.aminmax())

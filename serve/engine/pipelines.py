@@ -15,7 +15,10 @@ from PIL import Image
 
 from hubctl.errors import InputError
 from hubctl.families import Family
-from serve.engine.config import EngineConfig
+from serve.engine.config import EngineConfig, Quantize
+from serve.engine.defaults import Defaults
+from serve.engine.offload import Offload
+from serve.engine.quantize import quantize
 from serve.engine.requests import ImageRequest
 from serve.engine.shared_module import CallShape
 
@@ -28,15 +31,19 @@ Templates = dict[tuple[str, str | None], Any]
 """Pipeline by task and name of the ControlNet: those that diffusers has for the base."""
 
 
-def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The base's own pipeline on its device; parts that the folder lacks are left out."""
+def load_pipeline(
+    folder: Path, family: Family, device: torch.device, dtype: torch.dtype, weights: Quantize = "none"
+) -> Any:
+    """The base's own pipeline on its device, its denoiser quantised; what the folder lacks is left out."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if isinstance(value, list)]
     # SD3 runs without its T5, but diffusers must be told that it is not there.
     absent = {name: None for name in parts if not (folder / name).is_dir()}
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folder, dtype=dtype, local_files_only=True, **absent
-    ).to(device)
+    )
+    quantize(getattr(pipeline, family.denoiser), weights)  # before the device has to hold all of it
+    pipeline.to(device)
     if hasattr(pipeline, "upcast_vae") and pipeline.vae.config.get("force_upcast"):
         # SDXL's own overflows in float16. Its pipelines change the dtype back and forth, which a shared
         # module cannot have.
@@ -93,6 +100,22 @@ def shared_components(pipeline: Any, family: Family) -> dict[str, torch.nn.Modul
     }
 
 
+def make_offload(
+    pipeline: Any,
+    components: Mapping[str, torch.nn.Module],
+    controlnets: Mapping[str, torch.nn.Module],
+    family: Family,
+    device: torch.device,
+) -> Offload:
+    """Keep `components` in host memory; what else the pipeline calls (a safety checker) goes to `device`."""
+    denoiser = components[family.denoiser]
+    groups = [[module] for module in components.values() if module is not denoiser]
+    for name, module in pipeline.components.items():
+        if isinstance(module, torch.nn.Module) and name not in components:
+            module.to(device)
+    return Offload([[denoiser, *controlnets.values()], *groups], device)
+
+
 def call_shapes(name: str, family: Family, config: EngineConfig, dtype: torch.dtype) -> tuple[CallShape, ...]:
     """How the methods of the component `name` are called."""
     unbatched = frozenset(family.unbatched)
@@ -108,6 +131,15 @@ def call_shapes(name: str, family: Family, config: EngineConfig, dtype: torch.dt
         return (CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched, listed=listed),)
     # A ControlNet too comes before the denoiser, in every step anew.
     return (CallShape(stage=0, max_rows=config.max_batch_rows, unbatched=unbatched),)
+
+
+def own_defaults(pipeline: Any, family: Family) -> Defaults:
+    """What the pipeline itself takes where its caller says nothing."""
+    takes = inspect.signature(pipeline.__call__).parameters
+    return Defaults(
+        num_inference_steps=takes["num_inference_steps"].default,
+        guidance_scale=takes[family.guidance].default,
+    )
 
 
 def task_of(request: ImageRequest) -> str:

@@ -40,7 +40,7 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRequest:
-    """Make images from a prompt. What is None is left to the pipeline's own default.
+    """Make images from a prompt. What is None is left to the base's own default, or its pipeline's.
 
     With `image` they are made from it, with `mask` too only where it says so. Whatever pictures are given
     have one size, and it is the result's.
@@ -90,6 +90,10 @@ class ImageResult:
     images: tuple[np.ndarray, ...]
     """uint8 (height, width, 3), RGB."""
     seeds: tuple[int, ...]
+    num_inference_steps: int | None
+    """That were asked for, by the request or by default."""
+    guidance_scale: float | None
+    """Likewise."""
     timings: Timings
 
 

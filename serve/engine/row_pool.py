@@ -137,8 +137,13 @@ class Mix:
 class RowPool:
     """The rows of all adapters of one base, and the hooks that add them to its layers."""
 
-    def __init__(self, components: Mapping[str, nn.Module], total_rows: int) -> None:
-        """Hook every layer of `components` that LoRA can change; they are on their device already."""
+    def __init__(
+        self, components: Mapping[str, nn.Module], total_rows: int, device: torch.device | None = None
+    ) -> None:
+        """Hook every layer of `components` that LoRA can change.
+
+        They run on `device`; None means where they are now.
+        """
         self.slots: dict[str, Slot] = {}
         self.mix: Mix | None = None
         """Of the forward that is running; owner thread only."""
@@ -156,11 +161,23 @@ class RowPool:
                 a_end = math.ceil(a.stop / _ALIGN) * _ALIGN
                 b_end = math.ceil(b.stop / _ALIGN) * _ALIGN
                 layer.register_forward_hook(self._hook(slot, kind.add))
-        self.a = torch.zeros(total_rows, a_end, device=first.device, dtype=first.dtype)
-        self.b = torch.zeros(total_rows, b_end, device=first.device, dtype=first.dtype)
+        device = first.device if device is None else device
+        self.a = torch.zeros(total_rows, a_end, device=device, dtype=first.dtype)
+        self.b = torch.zeros(total_rows, b_end, device=device, dtype=first.dtype)
+        self._loads = None
+        if self.a.is_cuda:
+            self._loads = torch.cuda.Stream(self.a.device)
+            torch.cuda.synchronize(self.a.device)  # the zeros, before that stream writes over them
 
     def write(self, rows: Sequence[int], host: HostRows) -> None:
-        """Fill `rows`, which no forward uses; all that they held before is gone."""
+        """Fill `rows`, which no forward uses; all that they held before is gone.
+
+        On a GPU this happens beside the forwards, and is done when the call returns.
+        """
+        with _finished(self._loads):
+            self._write(rows, host)
+
+    def _write(self, rows: Sequence[int], host: HostRows) -> None:
         index = torch.tensor(rows, device=self.a.device)
         self.a.index_fill_(0, index, 0)
         self.b.index_fill_(0, index, 0)
@@ -264,6 +281,22 @@ class RowPool:
         after = torch.cat([gain.flip(1).cumprod(1).flip(1), torch.ones_like(gain[:, :1])], dim=1)
         before = dora.before[..., None].expand(-1, -1, b.shape[-1])
         return b * after.gather(1, before), after[:, :1]
+
+
+@contextmanager
+def _finished(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Give the block's GPU work to `stream`, and wait for all of it; without a stream, just run the block.
+
+    On the stream that forwards use, a copy would stand in line behind them, and they behind it.
+    """
+    if stream is None:
+        yield
+        return
+    with torch.cuda.stream(stream):
+        yield
+        done = torch.cuda.Event(blocking=True)  # a thread that waits leaves its core to the others
+        done.record(stream)
+    done.synchronize()
 
 
 def _fill(columns: torch.Tensor, rows: torch.Tensor, flat: torch.Tensor, start: int) -> None:

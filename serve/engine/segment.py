@@ -24,6 +24,7 @@ from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
+from serve.engine.quantize import quantize
 from serve.engine.requests import (
     Cancelled,
     EngineInfo,
@@ -81,6 +82,10 @@ class SegmentEngine:
 
     def __init__(self, base: BaseModel, config: EngineConfig, fetch: Fetch) -> None:
         """Load the base onto its device."""
+        if config.offload:
+            raise InputError(
+                f"engine: offload is for bases of several modules, {base.id} is one", hint="leave it out"
+            )
         device, dtype = pick_device(config, base.family)
         self._processor: Any = AutoImageProcessor.from_pretrained(
             base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
@@ -89,6 +94,8 @@ class SegmentEngine:
             model: Any = AutoModelForSemanticSegmentation.from_pretrained(
                 base.path, dtype=dtype, local_files_only=True
             )
+            for name in _backbones(model):
+                quantize(getattr(model, name), config.quantize)
             self._model = model.to(device).eval()
         self._device, self._dtype = device, dtype
         self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
@@ -188,10 +195,14 @@ class SegmentEngine:
         return heads, _label_names(folder, classes, self._labels)
 
 
+def _backbones(model: Any) -> set[str]:
+    """The children that are a transformers model of their own; necks and heads are plain modules."""
+    return {name for name, child in model.named_children() if isinstance(child, PreTrainedModel)}
+
+
 def _outside_backbone(model: Any) -> dict[str, nn.Module]:
     """Modules with weights that are no part of the backbone: what adapters may replace whole."""
-    # The backbone is a transformers model of its own; necks and heads are plain modules.
-    inner = {name for name, child in model.named_children() if isinstance(child, PreTrainedModel)}
+    inner = _backbones(model)
     return {
         path: module
         for path, module in model.named_modules()

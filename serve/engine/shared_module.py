@@ -21,12 +21,13 @@ from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from hubctl.errors import InputError, UnavailableError
+from serve.engine.offload import Offload
 from serve.engine.requests import Cancelled
 from serve.engine.schedule import Run, Thinking, Waiting, choose
 from serve.engine.threads import compute_with
@@ -117,11 +118,24 @@ class Client:
 class SharedModule:
     """One method of one real module, and what the owner knows about calling it."""
 
-    def __init__(self, owner: Owner, name: str, module: nn.Module, shape: CallShape) -> None:
+    def __init__(
+        self,
+        owner: Owner,
+        name: str,
+        module: nn.Module,
+        shape: CallShape,
+        offload: Offload | None = None,
+    ) -> None:
         self.owner, self.name, self.module, self.shape = owner, name, module, shape
+        self._offload = offload
         self.last_forward_s = float("inf")
         self._row_caps: dict[Hashable, tuple[int, float]] = {}  # group → most rows, and until when
         self._signature = inspect.signature(getattr(type(module), shape.method))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module runs, wherever it is now."""
+        return self._offload.device if self._offload else next(self.module.parameters()).device
 
     def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Arguments by name, one value per row, and the number of rows."""
@@ -149,7 +163,7 @@ class SharedModule:
 
     def _timesteps(self, timestep: Any, rows: int) -> torch.Tensor:
         # Schedulers give int64 or float32; modules compute in float32 either way, so all can share a forward.
-        t = torch.as_tensor(timestep, device=next(self.module.parameters()).device)
+        t = torch.as_tensor(timestep, device=self.device)
         t = t.to(torch.float32) if not t.is_floating_point() else t
         return t.expand(rows) if t.dim() == 0 else t
 
@@ -203,6 +217,8 @@ class SharedModule:
             for name in arguments[0]
         }
         merged |= {name: list(merged[name]) for name in self.shape.listed}
+        if self._offload:
+            self._offload.bring(self.module)
         started_s = time.monotonic()
         # Calling the module itself, not its forward, keeps its hooks.
         method = self.module if self.shape.method == "forward" else getattr(self.module, self.shape.method)
@@ -452,7 +468,14 @@ def _do(work: Callable[[], T], done: Future[T]) -> None:
         done.set_exception(error)
 
 
-def proxy(client: Client, *methods: SharedModule) -> Any:
+class Caller(Protocol):
+    """What a proxy hands its calls to: a `Client`, or what stands before one."""
+
+    def call(self, module: SharedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module's method; see `Client.call`."""
+
+
+def proxy(client: Caller, *methods: SharedModule) -> Any:
     """An object of a module's own class for one request's pipeline; calls of `methods` go to the owner."""
     real: Any = type(methods[0].module)
     return _proxy_class(real, tuple(m.shape.method for m in methods))(client, methods)
@@ -460,7 +483,7 @@ def proxy(client: Client, *methods: SharedModule) -> Any:
 
 @cache
 def _proxy_class(real: Any, names: tuple[str, ...]) -> Callable[..., nn.Module]:
-    def __init__(self: Any, client: Client, methods: Sequence[SharedModule]) -> None:
+    def __init__(self: Any, client: Caller, methods: Sequence[SharedModule]) -> None:
         nn.Module.__init__(self)
         # Past nn.Module.__setattr__, which would take the real module in as a child.
         self.__dict__["_client"], self.__dict__["_methods"] = client, methods
@@ -479,6 +502,7 @@ def _proxy_class(real: Any, names: tuple[str, ...]) -> Callable[..., nn.Module]:
         "__getattr__": __getattr__,
         "__module__": real.__module__,
         **{name: method(i) for i, name in enumerate(names)},
-        **{name: same(name) for name in ("config", "dtype", "device")},
+        **{name: same(name) for name in ("config", "dtype")},
+        "device": property(lambda self: self._methods[0].device),
     }
     return type(real.__name__, (real,), namespace)

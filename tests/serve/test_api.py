@@ -97,11 +97,13 @@ def test_base_by_any_of_its_names(site: Site, model: str | None) -> None:
 
 
 def test_engine_gets_the_fields(site: Site) -> None:
-    site.generate(num_inference_steps=9, guidance_scale=2, negative_prompt="blue", scheduler="euler")
+    answer = site.generate(num_inference_steps=9, guidance_scale=2, negative_prompt="blue", scheduler="euler")
     request = site.engines.last
     assert isinstance(request, ImageRequest)
     assert (request.num_inference_steps, request.guidance_scale) == (9, 2.0)
     assert (request.negative_prompt, request.scheduler) == ("blue", "euler")
+    told = answer.json()["hubctl"]
+    assert (told["num_inference_steps"], told["guidance_scale"]) == (9, 2.0)
     assert request.timeout_s == Limits().timeout_s
 
 

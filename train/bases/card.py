@@ -23,11 +23,19 @@ license: cc-by-sa-4.0
 library_name: {library}
 pipeline_tag: {task}
 tags: [emoji, tiny, cpu{tag}]
----
+{more}---
 
 # {name}
 
 """
+
+_INFERENCE = """\
+inference:
+  parameters:
+    num_inference_steps: {steps}
+    guidance_scale: {guidance}
+"""
+"""What a server gives to requests that do not say: what the figures were drawn with."""
 
 _PICTURES = """\
 ## Pictures it has seen
@@ -117,7 +125,11 @@ def text_to_image_card(folder: Path, training: dict[str, Any], prompts: str) -> 
     ]
     inference = "{steps} DDIM steps, guidance {guidance}".format(**judged["inference"])
     header = _HEADER.format(
-        library="diffusers", task="text-to-image", tag=", stable-diffusion", name="emoji-64"
+        library="diffusers",
+        task="text-to-image",
+        tag=", stable-diffusion",
+        more=_INFERENCE.format(**judged["inference"]),
+        name="emoji-64",
     )
     guidance = judged["inference"]["guidance"]
     body = _TEXT_TO_IMAGE.format(
@@ -128,7 +140,9 @@ def text_to_image_card(folder: Path, training: dict[str, Any], prompts: str) -> 
 
 def segmentation_card(figures: dict[str, Any]) -> str:
     """The card of emoji-64-seg."""
-    header = _HEADER.format(library="transformers", task="image-segmentation", tag="", name="emoji-64-seg")
+    header = _HEADER.format(
+        library="transformers", task="image-segmentation", tag="", more="", name="emoji-64-seg"
+    )
     return header + _SEGMENTATION.format(**figures) + _PICTURES
 
 
@@ -141,7 +155,9 @@ def judge_card(folder: Path) -> str:
         training=config["figures"]["training"],
         held_out=config["figures"]["held_out"],
     )
-    header = _HEADER.format(library="pytorch", task="image-classification", tag="", name="emoji-64-judge")
+    header = _HEADER.format(
+        library="pytorch", task="image-classification", tag="", more="", name="emoji-64-judge"
+    )
     return header + body + _PICTURES
 
 

@@ -136,3 +136,24 @@ def test_an_adapter_of_other_layers_costs_a_layer_nothing() -> None:
     with pool.mixed([((PooledUse((1, 2), 1.0, frozenset({7}), {}),), 4)]):
         assert torch.equal(layer(torch.ones(4, 16)), layer(torch.ones(4, 16)))
         assert not layer(torch.ones(4, 16)).isnan().any()
+
+
+def test_the_rows_lie_where_the_layers_run() -> None:
+    pool = RowPool({"model": nn.Sequential(nn.Linear(4, 6))}, 4, torch.device("meta"))
+    assert (pool.a.device.type, pool.b.device.type) == ("meta", "meta")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_load_does_not_wait_for_the_forwards_under_way() -> None:
+    """Nor may it come back before the rows are whole."""
+    pool = RowPool({"model": nn.Sequential(nn.Linear(4, 6).cuda())}, 8)
+    (slot,) = pool.slots.values()
+    layers = (HostLayer(slot, 2, 2, 0, 0),)
+    loads = [HostRows(torch.full((8,), n), torch.full((12,), n), layers, 2, dora=False) for n in (1.0, 2.0)]
+    pool.write((1, 2), loads[0])  # the first one may have to get memory
+    torch.cuda._sleep(1 << 31)  # clock cycles: about a second
+    pool.write((3, 4), loads[1])
+    assert not torch.cuda.current_stream().query()
+    torch.cuda.synchronize()
+    assert pool.a[1:5, slot.a].cpu().equal(torch.tensor([1.0, 1.0, 2.0, 2.0])[:, None].expand(4, 4))

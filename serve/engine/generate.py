@@ -27,6 +27,7 @@ from serve.engine.pipelines import (
     make_templates,
     shared_components,
     task_of,
+    work_of,
 )
 from serve.engine.requests import (
     Cancelled,
@@ -102,7 +103,13 @@ class ImageEngine:
         if request.control:
             shared["controlnet"] = self._controls[request.control.name]
         with (
-            self._core.session(request.loras, request.timeout_s, cancelled) as session,
+            self._core.session(
+                request.loras,
+                request.timeout_s,
+                cancelled,
+                tenant=request.tenant,
+                cost=work_of(request, template),
+            ) as session,
             self._lent_tokenizers() as tokenizers,
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.

@@ -60,7 +60,7 @@ class ImageEngine:
         self._controls = {
             name: self._methods(f"controlnet {name}", module) for name, module in controlnets.items()
         }
-        self._tokenizers: deque[dict[str, Any]] = deque()
+        self._tokenizers: deque[dict[str, Any]] = deque(maxlen=config.max_running)
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images; see `Engine.generate`."""
@@ -135,7 +135,7 @@ class ImageEngine:
         """Tokenizers for one request alone.
 
         A fast tokenizer keeps the padding and truncation of the present call in itself: two threads in one
-        get each other's. As many copies are made as requests ever ran at once.
+        get each other's. As many copies are kept as requests run at once.
         """
         try:
             lent = self._tokenizers.popleft()

@@ -69,7 +69,7 @@ class ImageRequest:
     loras: tuple[LoraUse, ...] = ()
     timeout_s: float | None = None
     """From the moment the engine receives the request."""
-    tenant: str = ""
+    tenant: str = field(default="", repr=False)
     """Whose request it is: tenants get equal shares while requests wait. Never logged."""
 
 
@@ -104,7 +104,7 @@ class SegmentRequest:
     adapter: LoraUse | None = None
     timeout_s: float | None = None
     """From the moment the engine receives the request."""
-    tenant: str = ""
+    tenant: str = field(default="", repr=False)
     """As in `ImageRequest`."""
 
 

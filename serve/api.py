@@ -24,6 +24,7 @@ from serve.boundary import Boundary, Metrics, request_id_of
 from serve.config import ServeConfig
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from serve.resolve import AdapterCache, AdapterFacts, Resolver, ServedBase, find_base
+from serve.tenant import tenant_of
 
 SEED_LIMIT = 1 << 31
 """Chosen seeds stay below it: every client's integers hold them."""
@@ -78,12 +79,17 @@ def create_app(
     app.add_exception_handler(HTTPException, _http)
 
     @app.post("/v1/images/generations", response_model_exclude_none=True)
-    async def generations(body: Annotated[schema.GenerationBody, Body()]) -> schema.ImagesAnswer:
+    async def generations(
+        body: Annotated[schema.GenerationBody, Body()], http: Request
+    ) -> schema.ImagesAnswer:
         schema.check_limits(body, limits)
         loras = [(lora.id, lora.scale) for lora in body.loras]
         target = await resolver.resolve("text-to-image", body.model, loras)
         seed = choose_seed() if body.seed is None else body.seed
-        request = schema.image_request(body, target.loras, seed=seed, timeout_s=limits.timeout_s)
+        tenant = tenant_of(http.headers.get("authorization"), body.user)
+        request = schema.image_request(
+            body, target.loras, seed=seed, timeout_s=limits.timeout_s, tenant=tenant
+        )
         async with asyncio.timeout(limits.timeout_s + GRACE_S):
             result = await engines.generate(target.base.name, request)
         files = await asyncio.to_thread(lambda: [images.encode(i, body.output_format) for i in result.images])
@@ -117,7 +123,10 @@ def create_app(
         )
         target = await resolver.resolve("image-segmentation", body.model, [])
         work = SegmentRequest(
-            image=pixels, adapter=target.loras[0] if target.loras else None, timeout_s=limits.timeout_s
+            image=pixels,
+            adapter=target.loras[0] if target.loras else None,
+            timeout_s=limits.timeout_s,
+            tenant=tenant_of(request.headers.get("authorization"), body.user),
         )
         async with asyncio.timeout(limits.timeout_s + GRACE_S):
             result = await engines.segment(target.base.name, work)

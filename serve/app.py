@@ -60,7 +60,7 @@ class EngineReplica:
             return pull(hub, pinned, cache=cache).path
 
         self._engine = open_engine(locate_base(base.ref, fetch=partial(pull_base, hub)), base.engine, fetch)
-        self._threads = ThreadPoolExecutor(base.max_ongoing_requests, thread_name_prefix="request")
+        self._threads = ThreadPoolExecutor(base.ongoing_requests, thread_name_prefix="request")
 
     async def generate(self, request: ImageRequest) -> ImageResult:
         """Make images."""
@@ -173,7 +173,7 @@ def _engine_deployment(base: BaseConfig, config: ServeConfig) -> ray_serve.Appli
         }
     deployment = ray_serve.deployment(EngineReplica).options(
         name=f"engine-{base.name}",
-        max_ongoing_requests=base.max_ongoing_requests,
+        max_ongoing_requests=base.ongoing_requests,
         max_queued_requests=base.max_queued_requests,
         max_constructor_retry_count=3,
         # A replica that is scaled away finishes what it has begun.

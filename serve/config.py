@@ -32,9 +32,9 @@ class BaseConfig:
     max_replicas: int = 1
     target_ongoing_requests: float = 8.0
     """Requests a replica should be working on: Ray adds replicas above it. About one full batch."""
-    max_ongoing_requests: int = 24
-    """Requests a replica takes at once; the rest waits in the ingress. More than `engine.max_running`, so
-    that the adapters of the next ones load early."""
+    max_ongoing_requests: int | None = None
+    """Requests a replica takes at once; the rest waits in the ingress, whose line knows no tenants. By
+    default what the engine runs and lets wait, and `engine.max_running` more that it can refuse."""
     max_queued_requests: int = 256
     """Requests that may wait in the ingress; further ones are told to come back later (429)."""
     num_cpus: float | None = None
@@ -64,6 +64,13 @@ class BaseConfig:
         _positive(self, where, "target_ongoing_requests", "max_ongoing_requests", "max_queued_requests")
         if (self.num_cpus or 0) < 0 or (self.num_gpus or 0) < 0:
             raise InputError(f"{where}: num_cpus and num_gpus cannot be negative", param="num_gpus")
+
+    @property
+    def ongoing_requests(self) -> int:
+        """`max_ongoing_requests`, or what it is by default."""
+        if self.max_ongoing_requests is not None:
+            return self.max_ongoing_requests
+        return 2 * self.engine.max_running + self.engine.max_queued
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,7 +208,5 @@ def _plain(value: Any) -> Any:
 
 def _positive(config: object, where: str, *names: str) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
-            raise InputError(
-                f"{where}: {name} is {getattr(config, name)}", hint="use a number above 0", param=name
-            )
+        if (value := getattr(config, name)) is not None and value <= 0:
+            raise InputError(f"{where}: {name} is {value}", hint="use a number above 0", param=name)

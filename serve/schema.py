@@ -69,7 +69,7 @@ class GenerationBody(_Strict):
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     user: str | None = None
-    """Accepted for OpenAI's clients; neither used nor kept."""
+    """Of requests without a key, those of one user share one turn (`serve.tenant`); it is not kept."""
     negative_prompt: str | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
@@ -100,6 +100,7 @@ class SegmentationBody(_Strict):
     model: str | None = None
     output: Literal["masks", "overlay", "labels"] = "masks"
     user: str | None = None
+    """As in `GenerationBody`."""
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
@@ -136,7 +137,7 @@ def check_limits(body: GenerationBody, limits: Limits) -> None:
 
 
 def image_request(
-    body: GenerationBody, loras: Sequence[LoraUse], *, seed: int, timeout_s: float
+    body: GenerationBody, loras: Sequence[LoraUse], *, seed: int, timeout_s: float, tenant: str
 ) -> ImageRequest:
     """What an engine is asked, from what the client asked and what its adapters resolved to."""
     width, height = parse_size(body.size)
@@ -152,6 +153,7 @@ def image_request(
         scheduler=body.scheduler,
         loras=tuple(loras),
         timeout_s=timeout_s,
+        tenant=tenant,
     )
 
 

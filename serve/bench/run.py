@@ -152,7 +152,8 @@ def _measure(settings: Settings, scratch: Path, tell: Tell) -> Report:
         versions={name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")},
         rows=rows,
         glue=glue,
-        gpu_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        # Not the peak of what was allocated: the engine resets that counter with every forward.
+        gpu_bytes=torch.cuda.memory_reserved() if on_gpu else None,
         pool=tuple(pool),
         diffusers=tuple(peer),
     )

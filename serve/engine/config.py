@@ -42,7 +42,8 @@ class EngineConfig:
     max_running: int = 16
     """Requests under way at once; further ones wait."""
     max_queued: int = 256
-    """Requests that may wait before new ones are refused."""
+    """Requests that may wait. When as many do, one of a tenant with fewer takes the place of the newest of
+    the tenant with most; others are refused."""
     max_adapter_bytes: int = 1 << 30
     """Largest single weights file."""
     host_bytes: int = 4 << 30

@@ -82,7 +82,13 @@ class Core:
 
     @contextmanager
     def session(
-        self, uses: Sequence[LoraUse], timeout_s: float | None, cancelled: Cancelled = None
+        self,
+        uses: Sequence[LoraUse],
+        timeout_s: float | None,
+        cancelled: Cancelled = None,
+        *,
+        tenant: str = "",
+        cost: float = 1.0,
     ) -> Iterator[Session]:
         """A request's way: adapters to host memory, a place, rows, a client at the owner; all given back."""
         with one_core():
@@ -92,7 +98,7 @@ class Core:
             # Before the wait for a place, so that files are read while other requests run.
             adapters = tuple(self.residency.prefetch(use.ref, deadline_s) for use in uses)
             read_s = time.monotonic()
-            with self.admission.place(deadline_s):
+            with self.admission.place(deadline_s, tenant=tenant, cost=cost):
                 placed_s = time.monotonic()
                 with (
                     self.residency.lease(uses, deadline_s) as pooled,

@@ -52,7 +52,8 @@ class EchoEngine:
         given = request.image if request.control is None else request.control.image
         height, width = given.shape[:2] if given is not None else (request.height, request.width)
         size = (height or _SIDE_PX, width or _SIDE_PX, 3)
-        with self._running(request.loras, request.timeout_s) as started_s:
+        cost = request.num_images * (request.num_inference_steps or 1)
+        with self._running(request.loras, request.timeout_s, request.tenant, cost) as started_s:
             seeds = tuple(request.seed + i for i in range(request.num_images))
             images = tuple(
                 np.full(size, _colour(request.prompt, seed, request.loras), np.uint8) for seed in seeds
@@ -69,7 +70,7 @@ class EchoEngine:
         """Bright and dark pixels; an adapter swaps the two."""
         self._refuse_other_task("image-segmentation")
         uses = (request.adapter,) if request.adapter else ()
-        with self._running(uses, request.timeout_s) as started_s:
+        with self._running(uses, request.timeout_s, request.tenant) as started_s:
             labels = (request.image.mean(axis=2) >= 128).astype(np.uint8)
             labels = 1 - labels if request.adapter else labels
             return SegmentResult(
@@ -100,11 +101,14 @@ class EchoEngine:
         self._admission.close()
 
     @contextmanager
-    def _running(self, uses: Sequence[LoraUse], timeout_s: float | None) -> Iterator[float]:
+    def _running(
+        self, uses: Sequence[LoraUse], timeout_s: float | None, tenant: str, cost: float = 1.0
+    ) -> Iterator[float]:
         started_s = time.monotonic()
+        deadline_s = None if timeout_s is None else started_s + timeout_s
         for use in uses:
             self._fetch(use.ref)
-        with self._admission.place(None if timeout_s is None else started_s + timeout_s):
+        with self._admission.place(deadline_s, tenant=tenant, cost=cost):
             with self._lock:
                 for use in uses:
                     self._resident[use.ref] = None

@@ -30,6 +30,7 @@ from serve.engine.pipelines import (
     own_defaults,
     shared_components,
     task_of,
+    work_of,
 )
 from serve.engine.requests import (
     Cancelled,
@@ -73,7 +74,7 @@ class ImageEngine:
         self._controls = {
             name: self._methods(f"controlnet {name}", module) for name, module in controlnets.items()
         }
-        self._tokenizers: deque[dict[str, Any]] = deque()
+        self._tokenizers: deque[dict[str, Any]] = deque(maxlen=config.max_running)
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images; see `Engine.generate`."""
@@ -127,7 +128,13 @@ class ImageEngine:
         if request.control:
             shared["controlnet"] = self._controls[request.control.name]
         with (
-            self._core.session(request.loras, request.timeout_s, cancelled) as session,
+            self._core.session(
+                request.loras,
+                request.timeout_s,
+                cancelled,
+                tenant=request.tenant,
+                cost=work_of(request, template),
+            ) as session,
             self._lent_tokenizers() as tokenizers,
         ):
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.
@@ -152,7 +159,7 @@ class ImageEngine:
         """Tokenizers for one request alone.
 
         A fast tokenizer keeps the padding and truncation of the present call in itself: two threads in one
-        get each other's. As many copies are made as requests ever ran at once.
+        get each other's. As many copies are kept as requests run at once.
         """
         try:
             lent = self._tokenizers.popleft()

@@ -156,6 +156,12 @@ def size_of(request: ImageRequest) -> tuple[int | None, int | None]:
     return (request.height, request.width) if given is None else (given.shape[0], given.shape[1])
 
 
+def work_of(request: ImageRequest, pipeline: Any) -> float:
+    """Images times steps: what a request takes of the denoiser, in steps of one image."""
+    default = inspect.signature(pipeline.__call__).parameters["num_inference_steps"].default
+    return float(request.num_images * (request.num_inference_steps or default))
+
+
 def arguments_of(request: ImageRequest, family: Family, pipeline: Any) -> dict[str, Any]:
     """What the pipeline is called with: what the request says, the rest is left to the pipeline."""
     height, width = size_of(request)

@@ -69,6 +69,8 @@ class ImageRequest:
     loras: tuple[LoraUse, ...] = ()
     timeout_s: float | None = None
     """From the moment the engine receives the request."""
+    tenant: str = field(default="", repr=False)
+    """Whose request it is: tenants get equal shares while requests wait. Never logged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,6 +108,8 @@ class SegmentRequest:
     adapter: LoraUse | None = None
     timeout_s: float | None = None
     """From the moment the engine receives the request."""
+    tenant: str = field(default="", repr=False)
+    """As in `ImageRequest`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

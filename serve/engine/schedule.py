@@ -21,7 +21,8 @@ class Waiting:
     ticket: int
     group: Hashable
     stage: int
-    """Of a request's way: 0 text encoders, 1 denoiser, 2 decoder."""
+    """Of a request's way: 0 what comes before the denoiser (text encoders, the VAE's encoding, and in every
+    step anew the ControlNets), 1 the denoiser, 2 the VAE's decoding. Segmentation is one call, of stage 0."""
     rows: int
     max_rows: int
     """Of one forward of this module."""

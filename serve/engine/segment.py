@@ -123,7 +123,7 @@ class SegmentEngine:
         """Label an image; see `Engine.segment`."""
         pixels = self._pixels(request.image)
         uses = (request.adapter,) if request.adapter else ()
-        with self._core.session(uses, request.timeout_s, cancelled) as session:
+        with self._core.session(uses, request.timeout_s, cancelled, tenant=request.tenant) as session:
             logits, id2label = self._logits(session, pixels)
             labels, scores = _read_labels(logits.float(), request.image.shape[:2])
             return SegmentResult(

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from hubctl.errors import InputError, UnavailableError
+from serve.engine.memory import MemoryCap, gauge_of
 from serve.engine.offload import Offload
 from serve.engine.requests import Cancelled
 from serve.engine.schedule import Run, Thinking, Waiting, choose
@@ -129,6 +130,7 @@ class SharedModule:
         self.owner, self.name, self.module, self.shape = owner, name, module, shape
         self._offload = offload
         self.last_forward_s = float("inf")
+        self.memory = MemoryCap(gauge_of(module))
         self._row_caps: dict[Hashable, tuple[int, float]] = {}  # group → most rows, and until when
         self._signature = inspect.signature(getattr(type(module), shape.method))
 
@@ -170,7 +172,7 @@ class SharedModule:
     def most_rows(self, group: Hashable, now_s: float) -> int:
         """Rows that one forward of such calls may have."""
         rows, until_s = self._row_caps.get(group, (self.shape.max_rows, now_s))
-        return rows if now_s < until_s else self.shape.max_rows
+        return self.memory.most_rows(group, rows if now_s < until_s else self.shape.max_rows)
 
     def cap_rows(self, group: Hashable, rows: int, now_s: float) -> None:
         """Remember for a while that more rows than this do not fit into the device's memory."""
@@ -440,23 +442,29 @@ class Owner:
             self._answer(part)
 
     def _forward(self, batch: list[_Call]) -> None:
-        module = batch[0].module
+        module, group = batch[0].module, batch[0].waiting.group
         calls = [(call.client.adapters, call.arguments, call.waiting.rows) for call in batch]
-        most = module.most_rows(batch[0].waiting.group, time.monotonic())
+        most = module.most_rows(group, time.monotonic())
         if len(batch) == 1 and batch[0].waiting.rows > most:
             adapters, arguments, rows = calls[0]
             pieces = module.pieces(arguments, rows, most=most)
-            outputs = [self._outputs(module, [(adapters, *piece)])[0] for piece in pieces]
+            outputs = [self._outputs(module, group, [(adapters, *piece)])[0] for piece in pieces]
             batch[0].output = _merged(outputs)
         else:
-            for call, output in zip(batch, self._outputs(module, calls), strict=True):
+            for call, output in zip(batch, self._outputs(module, group, calls), strict=True):
                 call.output = output
         self.calls[module.name] += len(batch)
 
-    def _outputs(self, module: SharedModule, calls: Sequence[tuple[Any, dict[str, Any], int]]) -> list[Any]:
+    def _outputs(
+        self, module: SharedModule, group: Hashable, calls: Sequence[tuple[Any, dict[str, Any], int]]
+    ) -> list[Any]:
         """One forward for all of `calls`: (adapters, arguments, rows) of each."""
-        with self._mixed([(adapters, rows) for adapters, _, rows in calls]):
-            outputs = module.run([arguments for _, arguments, _ in calls], [rows for _, _, rows in calls])
+        rows = [rows for _, _, rows in calls]
+        with (
+            module.memory.forward(group, sum(rows)),
+            self._mixed([(adapters, rows) for adapters, _, rows in calls]),
+        ):
+            outputs = module.run([arguments for _, arguments, _ in calls], rows)
         self.forwards[module.name] += 1
         return outputs
 

@@ -17,6 +17,7 @@ PURE = (
     "hubctl/errors.py",
     "hubctl/refs.py",
     "hubctl/adapter/check.py",
+    "serve/engine/fair.py",
     "serve/engine/rows.py",
     "serve/engine/schedule.py",
     "train/plan.py",

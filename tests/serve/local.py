@@ -87,9 +87,9 @@ def write_seg_base(folder: Path) -> Path:
     return folder
 
 
-def open_local(folder: Path) -> tuple[ServeConfig, LocalEngines]:
-    """Two bases, `tiny` (also known as acme/tiny) and `tiny-seg`, over echo engines."""
-    echo = EngineConfig(kind="echo")
+def open_local(folder: Path, **settings: int) -> tuple[ServeConfig, LocalEngines]:
+    """Two bases, `tiny` (also known as acme/tiny) and `tiny-seg`, over echo engines with these settings."""
+    echo = EngineConfig(kind="echo", **settings)  # type: ignore[arg-type]
     config = ServeConfig(
         bases=(
             BaseConfig(ref=str(write_base(folder / "tiny")), aliases=("acme/tiny",), engine=echo),

@@ -3,7 +3,9 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,9 @@ def png(side_px: int = 8) -> bytes:
     out = io.BytesIO()
     Image.fromarray(data).save(out, "PNG")
     return out.getvalue()
+
+
+PICTURE = base64.b64encode(png()).decode()
 
 
 def fault(response: Any, status: int) -> dict[str, Any]:
@@ -153,6 +158,52 @@ def test_body_too_large_is_413_also_without_a_length(tmp_path: Path) -> None:
         response = site.client.post(GENERATIONS, content=parts, headers={"content-type": "application/json"})
         assert fault(response, 413)["message"] == "the body is larger than 1,000 bytes"
         assert site.generate().status_code == 200
+
+
+# -- tenants -------------------------------------------------------------------------------------------------
+
+
+def test_the_tenant_is_the_key_else_the_user_else_nobody(site: Site) -> None:
+    def tenant(key: str | None = None, user: str | None = None) -> str:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        fields = {"user": user} if user else {}
+        found = set()
+        for path, body in ((GENERATIONS, {"prompt": "red apple"}), (SEGMENTATIONS, {"image": PICTURE})):
+            assert site.client.post(path, json=body | fields, headers=headers).status_code == 200
+            assert site.engines.last is not None
+            assert "tenant" not in repr(site.engines.last)  # a log never has it
+            found.add(site.engines.last.tenant)
+        assert len(found) == 1  # the same on both routes
+        return found.pop()
+
+    assert tenant() == ""
+    assert tenant(key="k1") == tenant(key="k1", user="ann") == tenant(key="k1", user="bob")
+    assert len({tenant(), tenant(key="k1"), tenant(key="k2"), tenant(user="ann"), tenant(user="k1")}) == 5
+    assert not any(secret in tenant(key="k-secret") for secret in ("k-secret", "Bearer"))
+    assert "ann@example.org" not in tenant(user="ann@example.org")
+
+
+def test_a_full_line_is_shared_among_keys(tmp_path: Path) -> None:
+    site = Site(*open_local(tmp_path, max_running=1, max_queued=3))
+    admission = site.engines.engines["tiny"]._admission
+
+    def ask(key: str) -> Any:
+        headers = {"authorization": f"Bearer {key}"}
+        return site.client.post(GENERATIONS, json={"prompt": "red apple"}, headers=headers)
+
+    with site.client, ThreadPoolExecutor(4) as pool:
+        with admission.place(None):
+            greedy = []
+            for i in range(3):
+                greedy.append(pool.submit(ask, "greedy"))
+                while admission.queued <= i:
+                    time.sleep(0.001)
+            assert fault(ask("greedy"), 429)["message"] == "3 requests wait already"
+            other = pool.submit(ask, "other")
+            refused = greedy[2].result(10)
+            assert fault(refused, 429)["type"] == "rate_limit_error"
+            assert refused.headers["retry-after"] == "1"
+        assert [answer.result(10).status_code for answer in (*greedy[:2], other)] == [200] * 3
 
 
 # -- faults of others ----------------------------------------------------------------------------------------

@@ -63,6 +63,12 @@ def test_args_of_a_serve_config_say_the_same(tmp_path: Path) -> None:
     assert args["limits"] == {"max_steps": 50}
 
 
+def test_a_replica_takes_what_its_engine_can_hold_and_refuse() -> None:
+    engine = EngineConfig(max_running=4, max_queued=10)
+    assert BaseConfig(ref="a", engine=engine).ongoing_requests == 4 + 10 + 4
+    assert BaseConfig(ref="a", engine=engine, max_ongoing_requests=6).ongoing_requests == 6
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -136,7 +136,7 @@ def test_what_is_allowed_reaches_the_engine_as_asked() -> None:
     )  # fmt: skip
     check_limits(body, Limits())
     uses = [LoraUse(ref=PinnedRef("a/b", "main", "c" * 40, "5" * 64), scale=0.5)]
-    request = image_request(body, uses, seed=3, timeout_s=9)
+    request = image_request(body, uses, seed=3, timeout_s=9, tenant="t")
     assert (request.width, request.height, request.num_images, request.seed) == (128, 64, 2, 3)
     assert (request.negative_prompt, request.guidance_scale, request.scheduler) == ("blurry", 3.0, "ddim")
     assert (request.num_inference_steps, request.loras, request.timeout_s) == (7, tuple(uses), 9)

@@ -58,3 +58,76 @@ def test_nobody_enters_after_close() -> None:
     admission.close()
     with pytest.raises(UnavailableError), admission.place(None):
         pass
+
+
+def _in_line(admission: Admission, tenants: str, served: list[str]) -> list[threading.Thread]:
+    """A thread for each letter waits for a place, in this order; whoever gets one, or is refused, says so."""
+
+    def visit(tenant: str) -> None:
+        try:
+            with admission.place(None, tenant=tenant):
+                served.append(tenant)
+        except OverloadedError:
+            served.append(f"{tenant} refused")
+
+    threads = []
+    for tenant in tenants:
+        thread = threading.Thread(target=visit, args=(tenant,))
+        before = admission.queued
+        thread.start()
+        threads.append(thread)
+        while admission.queued <= before:
+            time.sleep(0.001)
+    return threads
+
+
+def test_a_tenant_with_many_requests_does_not_hold_up_another() -> None:
+    admission, served = Admission(max_running=1, max_queued=8), list[str]()
+    with admission.place(None, tenant="a"):
+        threads = _in_line(admission, "aaaaabb", served)
+    for thread in threads:
+        thread.join()
+    # a was charged for the place it had.
+    assert served == ["b", "a", "b", "a", "a", "a", "a"]
+
+
+def test_a_full_line_makes_room_for_a_tenant_that_has_less_of_it() -> None:
+    admission, served = Admission(max_running=1, max_queued=4), list[str]()
+    with admission.place(None, tenant="a"):
+        threads = _in_line(admission, "aaaa", served)
+        with pytest.raises(OverloadedError, match="4 requests wait already"):
+            _visit(admission, "a")
+        newcomer = threading.Thread(target=lambda: served.extend(_visit(admission, "b")))
+        newcomer.start()
+        while not served:
+            time.sleep(0.001)
+        assert served == ["a refused"]
+        assert admission.queued <= 4
+    for thread in [*threads, newcomer]:
+        thread.join()
+    assert sorted(served) == ["a", "a", "a", "a refused", "b"]
+    assert (admission.running, admission.queued) == (0, 0)
+
+
+def _visit(admission: Admission, tenant: str) -> list[str]:
+    with admission.place(None, tenant=tenant):
+        return [tenant]
+
+
+def test_who_waits_at_the_close_hears_of_it() -> None:
+    admission, errors = Admission(max_running=1, max_queued=8), list[Exception]()
+
+    def visit() -> None:
+        try:
+            _visit(admission, "a")
+        except UnavailableError as error:
+            errors.append(error)
+
+    with admission.place(None):
+        thread = threading.Thread(target=visit)
+        thread.start()
+        while not admission.queued:
+            time.sleep(0.001)
+        admission.close()
+        thread.join(10)
+    assert len(errors) == 1

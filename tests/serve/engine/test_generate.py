@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import gc
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,6 +20,7 @@ from hubctl.errors import AdapterError, AdapterMismatchError, InputError, Overlo
 from hubctl.refs import PinnedRef
 from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
+from serve.engine.pipelines import work_of
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
 from tests.serve import reference, tiny, tiny_pipelines
@@ -311,3 +315,44 @@ def test_a_full_line_is_refused(world: World) -> None:
     finally:
         engine.close()
         gc.collect()
+
+
+class Watch(threading.Event):
+    """Nobody leaves; the engine asks for that at every call of a running request, which this notes."""
+
+    def __init__(self, name: str, seen: list[str]) -> None:
+        super().__init__()
+        self._name, self._seen = name, seen
+
+    def is_set(self) -> bool:
+        self._seen.append(self._name)
+        return False
+
+
+def test_tenants_share_the_places_by_what_their_requests_take(world: World) -> None:
+    engine = ImageEngine(world.base, EngineConfig(max_running=1, max_queued=8), tiny.fetch)
+    large, small = ask(tenant="a", num_images=2), ask(tenant="b")
+    seen: list[str] = []
+    try:
+        with ThreadPoolExecutor(5) as pool, engine._core.admission.place(None, tenant="someone else"):
+            for i, request in enumerate([large, large, small, small, small]):
+                pool.submit(engine.generate, request, Watch(f"{request.tenant}{i}", seen))
+                while engine.info().queued <= i:
+                    time.sleep(0.001)
+        # Two small ones for a large one, though all the large ones came first.
+        assert list(dict.fromkeys(seen)) == ["a0", "b2", "b3", "a1", "b4"]
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "changes", "work"),
+    [
+        (diffusers.StableDiffusionPipeline, {}, 50),
+        (diffusers.StableDiffusionPipeline, {"num_images": 3, "num_inference_steps": 4}, 12),
+        (diffusers.FluxPipeline, {"num_images": 2}, 56),
+    ],
+)
+def test_work_is_images_times_steps(pipeline: type, changes: dict[str, Any], work: float) -> None:
+    """What the request leaves open is the pipeline's own default: 50 steps, and 28 for Flux."""
+    assert work_of(ImageRequest(prompt="a cat", seed=1, **changes), pipeline) == work

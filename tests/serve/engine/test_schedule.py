@@ -142,3 +142,38 @@ def test_no_call_starves(arrivals: list[tuple[str, int]], clients: list[Thinking
         forwards += 1
         idle_since_s = now_s = now_s + 0.1
     assert all(at <= ticket for ticket, at in ran_at.items())
+
+
+@given(
+    before=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=10),
+    coming=st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=5),
+    a_forward=st.integers(1, 6),
+    clients=_CLIENTS,
+)
+def test_a_call_does_not_starve_while_other_groups_keep_coming(
+    before: list[tuple[str, int]],
+    coming: list[tuple[str, int]],
+    a_forward: int,
+    clients: list[Thinking],
+) -> None:
+    """It waits for one forward of each older call at most, and one gathering before each."""
+    calls = [*before, ("mine", 1)]
+    waiting = [call(i, group, rows=rows) for i, (group, rows) in enumerate(calls)]
+    others = itertools.cycle(coming)
+    tickets = itertools.count(len(calls))
+    now_s, idle_since_s, forwards, forward_s = 0.0, 0.0, 0, 0.1
+    while any(c.group == "mine" for c in waiting):
+        decision = choose(waiting, clients, now_s=now_s, idle_since_s=idle_since_s)
+        if isinstance(decision, WaitUntil):
+            now_s = decision.at_s
+            decision = choose(waiting, clients, now_s=now_s, idle_since_s=idle_since_s)
+        assert isinstance(decision, Run)
+        waiting = [c for c in waiting if c.ticket not in decision.tickets]
+        forwards += 1
+        idle_since_s = now_s = now_s + forward_s
+        waiting += [
+            call(next(tickets), group, rows=rows, since_s=now_s)
+            for group, rows in itertools.islice(others, a_forward)
+        ]
+    assert forwards <= len(calls)
+    assert now_s <= len(calls) * (forward_s + 0.01) + 1e-9

@@ -1,6 +1,6 @@
 """Segmentation: LoRA rows mixed in the backbone, whole heads per group of samples, one forward for all.
 
-Shapes: N images in a forward, C classes, h x w logits, H x W pixels of the image that came in.
+Shapes: N images in a forward, C classes, h x w logits, H x W pixels as the processor prepared them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
 
 from hubctl.adapter.layout import AdapterLayout
@@ -24,6 +23,7 @@ from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
+from serve.engine.labels import read_labels
 from serve.engine.requests import (
     Cancelled,
     EngineInfo,
@@ -116,7 +116,7 @@ class SegmentEngine:
         uses = (request.adapter,) if request.adapter else ()
         with self._core.session(uses, request.timeout_s, cancelled) as session:
             logits, id2label = self._logits(session, pixels)
-            labels, scores = _read_labels(logits.float(), request.image.shape[:2])
+            labels, scores = read_labels(logits, request.image.shape[:2])
             return SegmentResult(
                 labels=labels, scores=scores, id2label=dict(id2label), timings=session.timings()
             )
@@ -242,16 +242,6 @@ def _together(outputs: Sequence[Any], order: torch.Tensor) -> Any:
         for output in outputs
     ]
     return torch.cat(padded)[order.to(first.device)]
-
-
-def _read_labels(logits: torch.Tensor, size: Sequence[int]) -> tuple[np.ndarray, dict[int, float]]:
-    """Labels at the image's own size, and each label's mean probability where it won."""
-    if not logits.numel() or not logits.isfinite().all():
-        raise AdapterError("the labels came out as NaN", hint="lower the scale of the adapter")
-    large = functional.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-    probability, labels = large.softmax(0).max(0)
-    scores = {int(label): float(probability[labels == label].mean()) for label in torch.unique(labels)}
-    return labels.to(torch.uint8).cpu().numpy(), scores
 
 
 def _label_names(folder: Path, classes: int, base: Mapping[int, str]) -> Mapping[int, str]:

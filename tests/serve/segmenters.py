@@ -203,6 +203,21 @@ SEGMENTERS = {
     "upernet-dinov2": _upernet(
         Dinov2Config(**_VIT, patch_size=8, out_features=_STAGES), "q_proj", "v_proj", "fc1", "projection"
     ),
+    "upernet-beit": _upernet(
+        BeitConfig(
+            **_VIT,
+            patch_size=8,
+            out_features=_STAGES,
+            add_fpn=True,
+            reshape_hidden_states=True,
+            use_relative_position_bias=True,
+        ),
+        "q_proj",
+        "v_proj",
+        "o_proj",
+        "fc1",
+        "projection",
+    ),
     "upernet-convnext": _upernet(
         ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, out_features=_STAGES),
         "pwconv1",

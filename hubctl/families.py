@@ -28,6 +28,7 @@ class Family:
     """What adapters change most: `unet`, `transformer`, or `model` for a whole transformers model."""
     text_encoders: tuple[str, ...] = ()
     default_targets: tuple[str, ...]
+    """Endings of layer names; a base takes LoRA in those that it has."""
     unbatched: tuple[str, ...] = ()
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
     listed: tuple[str, ...] = ()
@@ -172,7 +173,8 @@ FAMILIES = (
         task="image-segmentation",
         classes=("UperNetForSemanticSegmentation",),
         denoiser="model",
-        default_targets=("q_proj", "v_proj"),  # of Swin and DINOv2; a ConvNeXt backbone has none
+        # Swin, DINOv2 and BEiT have the first two, ConvNeXt the others.
+        default_targets=("q_proj", "v_proj", "pwconv1", "pwconv2"),
     ),
     Family(
         name="mobilevit",

@@ -3,8 +3,8 @@
 transformers renamed the modules of SegFormer, BEiT, Swin and DINOv2 in 5.x (pull request 41693 and others)
 and dropped CLIP's `text_model.` level; its `save_pretrained` still writes the old names, its modules carry
 the new ones. Everything that compares names compares them as the current modules spell them; but where one
-old name became several, everything keeps the old one: `backbone.encoder.layer` is what vision transformers
-below another model were called, and an adapter does not say whether BEiT or DINOv2 was meant.
+old name became several, everything keeps the old one: `backbone.encoder.layer` is what the layers of a vision
+transformer below another model were called, and an adapter does not say whether of ViT, BEiT or DINOv2.
 
 One name does not say which rules it needs: `decode_head.bottleneck` is an old name in BEiT, a current one in
 UperNet. So the rules are chosen by all the names that come together, of a base or of an adapter.
@@ -67,8 +67,11 @@ _BEIT: Renames = (
     *_UPER_HEAD,
 )
 _VIT_BACKBONE: Renames = (
+    # People who write the class around a backbone themselves call it what transformers' own classes do.
+    (r"^(vit|dinov2|dinov2_with_registers|dinov3_vit)\.", "backbone."),
     (r"^backbone\.beit\.", "backbone."),
     (r"^backbone\.layers\.", "backbone.encoder.layer."),
+    (r"^backbone\.layer\.", "backbone.model.layer."),  # DINOv3
     *_BEIT_PARTS,
     *_VIT,
 )
@@ -83,7 +86,11 @@ _MARKS: tuple[tuple[str, Renames], ...] = (
     (r"beit\.", _BEIT),
     (r"data2vec_vision\.", _UPER_HEAD),
     (r"backbone\.(swin\.)?encoder\.layers\.\d+\.blocks\.", _SWIN_BACKBONE),
-    (r"backbone\.(beit\.)?(encoder\.layer|layers)\.\d+\.", _VIT_BACKBONE),  # DINOv2, BEiT
+    (
+        r"(backbone\.(beit\.)?|vit\.|dinov2\.|dinov2_with_registers\.|dinov3_vit\.)"
+        r"(encoder\.layer|layers|(model\.)?layer)\.\d+\.",
+        _VIT_BACKBONE,
+    ),
 )
 """What a name begins with where the rules apply."""
 

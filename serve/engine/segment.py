@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
+from hubctl.modeling.loading import load_segmenter
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
@@ -84,9 +85,7 @@ class SegmentEngine:
         self._processor: Any = AutoImageProcessor.from_pretrained(
             base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
         )
-        model: Any = AutoModelForSemanticSegmentation.from_pretrained(
-            base.path, dtype=dtype, local_files_only=True
-        )
+        model: Any = load_segmenter(base.path, dtype=dtype, local_files_only=True)
         self._model = model.to(device).eval()
         self._device, self._dtype = device, dtype
         self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
@@ -100,7 +99,10 @@ class SegmentEngine:
         setattr(self._model, _AUXILIARY, None)
         shape = CallShape(stage=0, max_rows=config.max_batch_rows)
         self._shared = SharedModule(self.owner, "model", self._model, shape)
-        self._labels: dict[int, str] = {int(i): str(name) for i, name in model.config.id2label.items()}
+        self._labels: dict[int, str] = {}
+        """Of the base's own classes; none where every adapter brings its head."""
+        if not base.family.headless:
+            self._labels = {int(i): str(name) for i, name in model.config.id2label.items()}
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Refuse: this base labels images."""
@@ -143,8 +145,14 @@ class SegmentEngine:
 
     def _logits(self, session: Session, pixels: torch.Tensor) -> tuple[torch.Tensor, Mapping[int, str]]:
         """Logits (C, h, w) of the request's own classes, and the classes' names."""
-        output = session.client.call(self._shared, (pixels,), {})
         id2label = (session.adapters[0].labels if session.adapters else None) or self._labels
+        if not id2label:
+            raise InputError(
+                f"{self._core.base.id} is a backbone, which knows no classes of its own",
+                hint="name an adapter that was trained with its head",
+                param="model",
+            )
+        output = session.client.call(self._shared, (pixels,), {})
         # Behind its own classes are those of other samples in the same forward.
         return output.logits[0, : len(id2label)], id2label
 
@@ -159,7 +167,7 @@ class SegmentEngine:
     ) -> tuple[Mapping[str, nn.Module], Mapping[int, str] | None]:
         """Build the modules that an adapter replaces whole, and name its classes."""
         heads: dict[str, nn.Module] = {}
-        classes = len(self._labels)
+        classes = self._model.config.num_labels
         saved = {head.name for head in layout.heads}
         with safe_open(layout.weights_file, framework="pt") as file:
             for tensor in layout.heads:
@@ -182,7 +190,7 @@ class SegmentEngine:
                 raise AdapterError(f"the adapter replaces '{path}' but lacks '{min(missing)}'")
         if classes > _MAX_CLASSES:
             raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
-        return heads, _label_names(folder, classes, self._labels)
+        return heads, _label_names(folder, classes, self._labels) if heads or self._labels else None
 
 
 def _outside_backbone(model: Any) -> dict[str, nn.Module]:

@@ -7,7 +7,8 @@ import pytest
 
 from hubctl.errors import InputError
 from hubctl.families import detect_family
-from tests.serve.segmenters import SEGMENTERS, load_segmenter, write_segmenter
+from hubctl.modeling.loading import load_segmenter
+from tests.serve.segmenters import SEGMENTERS, write_segmenter
 from train.adapt import head_names, resolve_targets
 
 

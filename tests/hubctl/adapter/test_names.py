@@ -11,9 +11,18 @@ from safetensors.torch import load_file
 from hubctl.adapter.names import current_name, renames
 from tests.serve.segmenters import SEGMENTERS, names_on_disk
 
-RENAMED = {"segformer", "beit", "upernet-swin", "upernet-dinov2", "upernet-beit"}
-OLD_NAMES_STAY = {"upernet-beit"}
+OLD_NAMES_STAY = {"upernet-beit", "linear-vit"}
 """What their backbones' old names became depends on the backbone, which an adapter does not say."""
+RENAMED = {
+    "segformer",
+    "beit",
+    "upernet-swin",
+    "upernet-dinov2",
+    "linear-dinov2",
+    "linear-dinov2-registers",
+    "linear-dinov3",
+    *OLD_NAMES_STAY,
+}
 
 
 def current(component: str, names: Iterable[str]) -> set[str]:

@@ -28,6 +28,7 @@ class Family:
     """What adapters change most: `unet`, `transformer`, or `model` for a whole transformers model."""
     text_encoders: tuple[str, ...] = ()
     default_targets: tuple[str, ...]
+    """Endings of layer names; a base takes LoRA in those that it has."""
     unbatched: tuple[str, ...] = ()
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
     listed: tuple[str, ...] = ()
@@ -41,6 +42,10 @@ class Family:
     controlnet: str | None = None
     """Class of the ControlNets that fit. SD3's are left out: their pipelines draw from torch's global
     generator, so that a seed does not say which image comes."""
+    linear_head: bool = False
+    """Runs as `hubctl.modeling`'s LinearSegmenter, which transformers has no class for."""
+    headless: bool = False
+    """A backbone alone: each adapter brings the head."""
     cross_attention_dim: int | None = None
     """Tells families with one pipeline class apart (SD 1.x from 2.x)."""
 
@@ -172,7 +177,8 @@ FAMILIES = (
         task="image-segmentation",
         classes=("UperNetForSemanticSegmentation",),
         denoiser="model",
-        default_targets=("q_proj", "v_proj"),  # of Swin and DINOv2; a ConvNeXt backbone has none
+        # Swin, DINOv2 and BEiT have the first two, ConvNeXt the others.
+        default_targets=("q_proj", "v_proj", "pwconv1", "pwconv2"),
     ),
     Family(
         name="mobilevit",
@@ -194,6 +200,31 @@ FAMILIES = (
         classes=("MobileNetV2ForSemanticSegmentation",),
         denoiser="model",
         default_targets=("expand_1x1.convolution", "reduce_1x1.convolution"),
+    ),
+    Family(
+        name="linear-segmenter",
+        task="image-segmentation",
+        classes=("LinearSegmenter",),
+        denoiser="model",
+        default_targets=("q_proj", "v_proj"),
+        linear_head=True,
+    ),
+    Family(
+        name="vision-backbone",
+        task="image-segmentation",
+        classes=(
+            "ViTModel",
+            "ViTForImageClassification",
+            "Dinov2Model",
+            "Dinov2ForImageClassification",
+            "Dinov2WithRegistersModel",
+            "Dinov2WithRegistersForImageClassification",
+            "DINOv3ViTModel",
+        ),
+        denoiser="model",
+        default_targets=("q_proj", "v_proj"),
+        linear_head=True,
+        headless=True,
     ),
 )
 

@@ -16,7 +16,7 @@ ATTENTION_CONV = "attention-conv"
 ALL_LINEAR = "all-linear"
 PRESETS = (ATTENTION, ATTENTION_CONV, ALL_LINEAR)
 
-HEADS = ("decode_head", "head", "classifier")
+HEADS = ("decode_head", "segmentation_head", "head", "classifier")
 """Names that segmentation models of transformers give the layers that are trained whole."""
 
 
@@ -44,7 +44,11 @@ def resolve_targets(
         # Every sample's own A can convolve only where the layer is one group, as in the server.
         convolutions = {n for n in free if isinstance(layers[n], nn.Conv2d) and layers[n].groups == 1}
         return sorted(convolutions | {n for n in free if any(_ends_with(n, t) for t in default_targets)})
-    wanted = list(default_targets) if tuple(targets) == (ATTENTION,) else list(targets)
+    wanted = list(targets)
+    if wanted == [ATTENTION]:
+        # Some kinds of base come with several backbones, each with its own names.
+        has = [target for target in default_targets if any(_ends_with(name, target) for name in free)]
+        wanted = has or list(default_targets)
     for target in wanted:
         if not any(_ends_with(name, target) for name in free):
             raise InputError(f"no layer of the base is called {target!r}", hint=_near_names(target, free))

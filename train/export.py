@@ -144,6 +144,7 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
         # The card's figures are held-out ones; those on training images stay in the manifest.
         metrics=evaluation.metrics if evaluation.split == "test" else {},
         classes=len(outcome.labels) or None,
+        linear_head=outcome.base.family.linear_head,
         instance_prompt=config.instance_prompt,
         samples=samples,
         pictures=[*([grid] if (folder / grid).is_file() else []), LOSS_CURVE],

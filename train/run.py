@@ -41,7 +41,7 @@ HUB_TASKS = {
 }
 """The task, as the Hub names it, that a base must have."""
 
-TRAINABLE_FAMILIES = ("sd1", "sd2", "segformer")
+TRAINABLE_FAMILIES = ("sd1", "sd2", "segformer", "linear-segmenter", "vision-backbone")
 
 
 def train(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Generator[Event, None, None]:

@@ -10,7 +10,8 @@ from hubctl.adapter.names import current_name, renames
 from hubctl.errors import AdapterError, InputError
 from hubctl.families import Family
 
-BaseShapes = dict[str, dict[str, tuple[int, ...]]]
+Shape = tuple[int, ...]
+BaseShapes = dict[str, dict[str, Shape]]
 """Component → tensor name (current spelling) → shape."""
 
 
@@ -33,9 +34,26 @@ def read_base_shapes(folder: Path, family: Family) -> BaseShapes:
         except AdapterError as error:
             raise InputError(f"the base model is broken: {error.message}") from error
         tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
-        rules = renames(component, tensors)
-        shapes[component] = {current_name(name, rules): tensor.shape for name, tensor in tensors.items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        found = _under_a_linear_head(found, where) if family.headless else found
+        rules = renames(component, found)
+        shapes[component] = {current_name(name, rules): shape for name, shape in found.items()}
     return shapes
+
+
+def _under_a_linear_head(tensors: dict[str, Shape], folder: Path) -> dict[str, Shape]:
+    """What `hubctl.modeling` makes of a vision transformer's own tensors: a head of no classes beside it."""
+    mark = "embeddings.cls_token"
+    token = next((name for name in tensors if name.endswith(mark)), None)
+    if token is None:
+        raise InputError(f"the weights in {folder} are no vision transformer: they lack '{mark}'")
+    prefix, width = token.removesuffix(mark), tensors[token][-1]
+    backbone = {
+        f"backbone.{name.removeprefix(prefix)}": shape
+        for name, shape in tensors.items()
+        if name.startswith(prefix) and not name.startswith((f"{prefix}pooler.", f"{prefix}classifier."))
+    }
+    return backbone | {"classifier.weight": (0, width, 1, 1), "classifier.bias": (0,)}
 
 
 def _weight_files(folder: Path) -> list[Path]:

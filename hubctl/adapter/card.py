@@ -43,6 +43,8 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
     classes: int | None = None
     """Segmentation: how many; the base's head must be made for as many before peft fills it."""
+    linear_head: bool = False
+    """Segmentation: the base runs under `hubctl.modeling`'s linear head, which transformers does not know."""
     instance_prompt: str | None = None
     license: str | None = None
     samples: Sequence[Sample] = ()
@@ -142,12 +144,18 @@ def _usage(card: Card) -> str:
             f'pipe = DiffusionPipeline.from_pretrained("{card.base_model}")\n'
             f'pipe.load_lora_weights("OWNER/{card.title}")\npipe({json.dumps(prompt)}).images[0]\n```'
         )
-    sized = f", num_labels={card.classes}, ignore_mismatched_sizes=True" if card.classes else ""
+    if card.linear_head:
+        loader = "hubctl.modeling.loading import load_segmenter"
+        labels = f", {{i: str(i) for i in range({card.classes})}}" if card.classes else ""
+        load = f'load_segmenter("{card.base_model}"{labels})'
+    else:
+        loader = "transformers import AutoModelForSemanticSegmentation"
+        sized = f", num_labels={card.classes}, ignore_mismatched_sizes=True" if card.classes else ""
+        load = f'AutoModelForSemanticSegmentation.from_pretrained("{card.base_model}"{sized})'
     return (
         f"```sh\nhubctl segment photo.png --adapter OWNER/{card.title}\n```\n\n"
-        "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForSemanticSegmentation\n\n"
-        f'base = AutoModelForSemanticSegmentation.from_pretrained("{card.base_model}"{sized})\n'
-        f'model = PeftModel.from_pretrained(base, "OWNER/{card.title}")\n```'
+        f"```python\nfrom peft import PeftModel\nfrom {loader}\n\n"
+        f'base = {load}\nmodel = PeftModel.from_pretrained(base, "OWNER/{card.title}")\n```'
     )
 
 

@@ -2,7 +2,9 @@
 
 transformers renamed the modules of SegFormer, BEiT, Swin and DINOv2 in 5.x (pull request 41693 and others)
 and dropped CLIP's `text_model.` level; its `save_pretrained` still writes the old names, its modules carry
-the new ones. Everything that compares names compares them as the current modules spell them.
+the new ones. Everything that compares names compares them as the current modules spell them; but where one
+old name became several, everything keeps the old one: `backbone.encoder.layer` is what the layers of a vision
+transformer below another model were called, and an adapter does not say whether of ViT, BEiT or DINOv2.
 
 One name does not say which rules it needs: `decode_head.bottleneck` is an old name in BEiT, a current one in
 UperNet. So the rules are chosen by all the names that come together, of a base or of an adapter.
@@ -49,17 +51,29 @@ _UPER_HEAD: Renames = (
     (r"\b(convs\.\d+|conv_cat|\w+_convs\.\d+|\w+_bottleneck|blocks\.\d+\.conv)\.conv\.", r"\1.convolution."),
     (r"\b(convs\.\d+|conv_cat|\w+_convs\.\d+|\w+_bottleneck|blocks\.\d+\.conv)\.bn\.", r"\1.normalization."),
 )
-_BEIT: Renames = (
+_BEIT_PARTS: Renames = (
     (r"\bencoder\.relative_position_bias\b", "shared_position_bias"),
     (r"\battention\.attention\.relative_position_bias\b", "relative_position_bias"),
+    (r"^(backbone\.)?fpn1\.0\.", r"\1fpn.fpn1.conv_transpose1."),
+    (r"^(backbone\.)?fpn1\.1\.", r"\1fpn.fpn1.normalization."),
+    (r"^(backbone\.)?fpn1\.3\.", r"\1fpn.fpn1.conv_transpose2."),
+    (r"^(backbone\.)?fpn1\.", r"\1fpn.fpn1."),
+    (r"^(backbone\.)?fpn2\.0\.", r"\1fpn.fpn2."),
+)
+_BEIT: Renames = (
     (r"\bencoder\.layer\.", "layers."),
-    (r"^fpn1\.0\.", "fpn.fpn1.conv_transpose1."),
-    (r"^fpn1\.1\.", "fpn.fpn1.normalization."),
-    (r"^fpn1\.3\.", "fpn.fpn1.conv_transpose2."),
-    (r"^fpn1\.", "fpn.fpn1."),
-    (r"^fpn2\.0\.", "fpn.fpn2."),
+    *_BEIT_PARTS,
     *_VIT,
     *_UPER_HEAD,
+)
+_VIT_BACKBONE: Renames = (
+    # People who write the class around a backbone themselves call it what transformers' own classes do.
+    (r"^(vit|dinov2|dinov2_with_registers|dinov3_vit)\.", "backbone."),
+    (r"^backbone\.beit\.", "backbone."),
+    (r"^backbone\.layers\.", "backbone.encoder.layer."),
+    (r"^backbone\.layer\.", "backbone.model.layer."),  # DINOv3
+    *_BEIT_PARTS,
+    *_VIT,
 )
 _SWIN_BACKBONE: Renames = (
     (r"^backbone\.(embeddings|encoder)\.", r"backbone.swin.\1."),
@@ -72,7 +86,11 @@ _MARKS: tuple[tuple[str, Renames], ...] = (
     (r"beit\.", _BEIT),
     (r"data2vec_vision\.", _UPER_HEAD),
     (r"backbone\.(swin\.)?encoder\.layers\.\d+\.blocks\.", _SWIN_BACKBONE),
-    (r"backbone\.encoder\.layer\.\d+\.attention\.", _VIT),  # DINOv2
+    (
+        r"(backbone\.(beit\.)?|vit\.|dinov2\.|dinov2_with_registers\.|dinov3_vit\.)"
+        r"(encoder\.layer|layers|(model\.)?layer)\.\d+\.",
+        _VIT_BACKBONE,
+    ),
 )
 """What a name begins with where the rules apply."""
 

@@ -16,9 +16,9 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoModelForSemanticSegmentation
 
 from hubctl.base_models import BaseModel
+from hubctl.modeling.loading import load_segmenter
 from serve.bench.adapters import fetch, pinned
 from serve.bench.measure import Contender, Job
 from serve.bench.shapes import Shape, randomise
@@ -230,7 +230,7 @@ class SegmentBench(Bench):
 
     def _model_twin(self) -> Any:
         # These are small; and the engine's own has switches in front of its heads.
-        twin = AutoModelForSemanticSegmentation.from_pretrained(self._base.path, dtype=self._pixels.dtype)
+        twin = load_segmenter(self._base.path, dtype=self._pixels.dtype)
         return twin.to(self._pixels.device).eval()
 
 

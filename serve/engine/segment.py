@@ -1,6 +1,6 @@
 """Segmentation: LoRA rows mixed in the backbone, whole heads per group of samples, one forward for all.
 
-Shapes: N images in a forward, C classes, h x w logits, H x W pixels of the image that came in.
+Shapes: N images in a forward, C classes, h x w logits, H x W pixels as the processor prepared them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
+from hubctl.modeling.loading import load_segmenter
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
+from serve.engine.labels import read_labels
 from serve.engine.quantize import quantize
 from serve.engine.requests import (
     Cancelled,
@@ -91,9 +92,7 @@ class SegmentEngine:
             base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
         )
         with one_core():
-            model: Any = AutoModelForSemanticSegmentation.from_pretrained(
-                base.path, dtype=dtype, local_files_only=True
-            )
+            model: Any = load_segmenter(base.path, dtype=dtype, local_files_only=True)
             for name in _backbones(model):
                 quantize(getattr(model, name), config.quantize)
             self._model = model.to(device).eval()
@@ -109,7 +108,10 @@ class SegmentEngine:
         setattr(self._model, _AUXILIARY, None)
         shape = CallShape(stage=0, max_rows=config.max_batch_rows)
         self._shared = SharedModule(self.owner, "model", self._model, shape)
-        self._labels: dict[int, str] = {int(i): str(name) for i, name in model.config.id2label.items()}
+        self._labels: dict[int, str] = {}
+        """Of the base's own classes; none where every adapter brings its head."""
+        if not base.family.headless:
+            self._labels = {int(i): str(name) for i, name in model.config.id2label.items()}
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Refuse: this base labels images."""
@@ -125,7 +127,7 @@ class SegmentEngine:
         uses = (request.adapter,) if request.adapter else ()
         with self._core.session(uses, request.timeout_s, cancelled, tenant=request.tenant) as session:
             logits, id2label = self._logits(session, pixels)
-            labels, scores = _read_labels(logits.float(), request.image.shape[:2])
+            labels, scores = read_labels(logits, request.image.shape[:2])
             return SegmentResult(
                 labels=labels, scores=scores, id2label=dict(id2label), timings=session.timings()
             )
@@ -152,8 +154,14 @@ class SegmentEngine:
 
     def _logits(self, session: Session, pixels: torch.Tensor) -> tuple[torch.Tensor, Mapping[int, str]]:
         """Logits (C, h, w) of the request's own classes, and the classes' names."""
-        output = session.client.call(self._shared, (pixels,), {})
         id2label = (session.adapters[0].labels if session.adapters else None) or self._labels
+        if not id2label:
+            raise InputError(
+                f"{self._core.base.id} is a backbone, which knows no classes of its own",
+                hint="name an adapter that was trained with its head",
+                param="model",
+            )
+        output = session.client.call(self._shared, (pixels,), {})
         # Behind its own classes are those of other samples in the same forward.
         return output.logits[0, : len(id2label)], id2label
 
@@ -169,7 +177,7 @@ class SegmentEngine:
     ) -> tuple[Mapping[str, nn.Module], Mapping[int, str] | None]:
         """Build the modules that an adapter replaces whole, and name its classes."""
         heads: dict[str, nn.Module] = {}
-        classes = len(self._labels)
+        classes = self._model.config.num_labels
         saved = {head.name for head in layout.heads}
         with safe_open(layout.weights_file, framework="pt") as file:
             for tensor in layout.heads:
@@ -192,7 +200,7 @@ class SegmentEngine:
                 raise AdapterError(f"the adapter replaces '{path}' but lacks '{min(missing)}'")
         if classes > _MAX_CLASSES:
             raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
-        return heads, _label_names(folder, classes, self._labels)
+        return heads, _label_names(folder, classes, self._labels) if heads or self._labels else None
 
 
 def _backbones(model: Any) -> set[str]:
@@ -256,16 +264,6 @@ def _together(outputs: Sequence[Any], order: torch.Tensor) -> Any:
         for output in outputs
     ]
     return torch.cat(padded)[order.to(first.device)]
-
-
-def _read_labels(logits: torch.Tensor, size: Sequence[int]) -> tuple[np.ndarray, dict[int, float]]:
-    """Labels at the image's own size, and each label's mean probability where it won."""
-    if not logits.numel() or not logits.isfinite().all():
-        raise AdapterError("the labels came out as NaN", hint="lower the scale of the adapter")
-    large = functional.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-    probability, labels = large.softmax(0).max(0)
-    scores = {int(label): float(probability[labels == label].mean()) for label in torch.unique(labels)}
-    return labels.to(torch.uint8).cpu().numpy(), scores
 
 
 def _label_names(folder: Path, classes: int, base: Mapping[int, str]) -> Mapping[int, str]:

@@ -18,10 +18,11 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from hubctl.modeling.loading import load_segmenter
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
-from tests.serve import segmenters, tiny
+from tests.serve import tiny
 
 TOLERANCE = 1e-4
 
@@ -115,7 +116,7 @@ def compare(engine: ImageEngine, requests: Sequence[ImageRequest], truths: Seque
 
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:
     """Logits (C, h, w) as a peft user gets them for the whole image."""
-    model = segmenters.load_segmenter(base, labels)
+    model = load_segmenter(base, labels).eval()
     if request.adapter:
         model = PeftModel.from_pretrained(model, tiny.fetch(request.adapter.ref)).eval()
     processor = AutoImageProcessor.from_pretrained(base, backend="pil", do_center_crop=False, do_pad=False)

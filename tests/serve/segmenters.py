@@ -18,6 +18,8 @@ from transformers import (
     ConvNextConfig,
     Data2VecVisionConfig,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     DPTConfig,
     DPTImageProcessorPil,
     MobileNetV2Config,
@@ -29,9 +31,13 @@ from transformers import (
     SegformerImageProcessorPil,
     SwinConfig,
     UperNetConfig,
+    ViTConfig,
+    ViTImageProcessorPil,
 )
 
 from hubctl.adapter.package import BaseIdentity, Manifest, manifest_json
+from hubctl.modeling.linear_segmenter import LinearSegmenterConfig
+from hubctl.modeling.loading import load_segmenter
 from tests.serve import tiny
 
 SIDE_PX = 64
@@ -96,6 +102,16 @@ def _upernet(backbone: Any, *targets: str) -> Segmenter:
         targets=targets,
         beside=("bottleneck.conv",),
         all_heads=("decode_head", "auxiliary_head"),
+    )
+
+
+def _linear(backbone: Any, *targets: str) -> Segmenter:
+    return Segmenter(
+        config=LinearSegmenterConfig(backbone_config=backbone),
+        processor=ViTImageProcessorPil(size=_SQUARE),
+        targets=targets,
+        head="classifier",
+        beside=(),
     )
 
 
@@ -203,11 +219,34 @@ SEGMENTERS = {
     "upernet-dinov2": _upernet(
         Dinov2Config(**_VIT, patch_size=8, out_features=_STAGES), "q_proj", "v_proj", "fc1", "projection"
     ),
+    "upernet-beit": _upernet(
+        BeitConfig(
+            **_VIT,
+            patch_size=8,
+            out_features=_STAGES,
+            add_fpn=True,
+            reshape_hidden_states=True,
+            use_relative_position_bias=True,
+        ),
+        "q_proj",
+        "v_proj",
+        "o_proj",
+        "fc1",
+        "projection",
+    ),
     "upernet-convnext": _upernet(
         ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, out_features=_STAGES),
         "pwconv1",
         "pwconv2",
         "downsampling_layer.1",
+    ),
+    "linear-vit": _linear(ViTConfig(**_VIT, patch_size=8), "q_proj", "v_proj", "fc1", "projection"),
+    "linear-dinov2": _linear(Dinov2Config(**_VIT, patch_size=8), "q_proj", "v_proj", "fc1", "projection"),
+    "linear-dinov2-registers": _linear(
+        Dinov2WithRegistersConfig(**_VIT, patch_size=8), "q_proj", "k_proj", "v_proj", "fc2"
+    ),
+    "linear-dinov3": _linear(
+        DINOv3ViTConfig(**_VIT, patch_size=8, num_register_tokens=3), "q_proj", "v_proj", "up_proj"
     ),
 }
 
@@ -220,14 +259,6 @@ def write_segmenter(folder: Path, name: str) -> Path:
     model.save_pretrained(folder)
     segmenter.processor.save_pretrained(folder)
     return folder
-
-
-def load_segmenter(base: Path, labels: dict[int, str] | None = None) -> Any:
-    """The model as a transformers user loads it, with other classes if named."""
-    changes = {"id2label": labels} if labels else {}
-    return AutoModelForSemanticSegmentation.from_pretrained(
-        base, ignore_mismatched_sizes=True, dtype=torch.float32, **changes
-    ).eval()
 
 
 def write_adapter(
@@ -245,7 +276,7 @@ def write_adapter(
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=list(targets), modules_to_save=list(heads) or None
     )
-    adapted: Any = get_peft_model(load_segmenter(base, labels), config)
+    adapted: Any = get_peft_model(load_segmenter(base, labels).eval(), config)
     tiny.randomise(adapted, seed, 0.3)
     for name, module in adapted.named_modules():
         if "modules_to_save" in name:

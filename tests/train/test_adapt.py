@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from hubctl.errors import InputError
+from hubctl.families import detect_family
+from hubctl.modeling.loading import load_segmenter
+from tests.serve.segmenters import SEGMENTERS, write_segmenter
 from train.adapt import head_names, resolve_targets
 
 
@@ -53,3 +56,20 @@ def test_the_head_is_found(segformer: Any) -> None:
     assert head_names(segformer) == ["decode_head"]
     with pytest.raises(InputError, match="has no head to train"):
         head_names(segformer.segformer)
+
+
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_every_kind_of_base_has_a_head_and_layers_for_lora(name: str, tmp_path: Path) -> None:
+    base = write_segmenter(tmp_path, name)
+    model, kind = load_segmenter(base), SEGMENTERS[name]
+    heads = head_names(model)
+    assert heads == [kind.head.partition(".")[0]]
+    default = detect_family(base).default_targets
+    targets = resolve_targets(model, ("attention",), default_targets=default, heads=heads)
+    assert set(targets) <= set(default) & set(kind.targets)
+    assert targets
+
+
+def test_a_base_without_any_of_the_familys_choices_is_refused(segformer: Any) -> None:
+    with pytest.raises(InputError, match="no layer of the base is called 'pwconv1'"):
+        resolve_targets(segformer, ("attention",), default_targets=("pwconv1", "pwconv2"))

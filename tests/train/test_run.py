@@ -282,6 +282,33 @@ def test_the_adapter_knows_its_base_and_classes(trimap: Trained) -> None:
     assert {"miou", "base_miou", "iou_inside"} <= manifest.metrics.keys()
 
 
+@pytest.mark.parametrize("headless", [True, False])
+def test_a_linear_head_over_a_vision_transformer_is_learnt(
+    tmp_path: Path, masked: Path, headless: bool
+) -> None:
+    from peft import PeftModel
+
+    from hubctl.adapter.card import CARD
+    from hubctl.modeling.loading import load_segmenter
+
+    base = tiny.vision_base(tmp_path / "base", headless=headless)
+    trained = run(
+        TrainConfig(
+            task="segmentation", base=str(base), data=masked, output=tmp_path / "out",
+            steps=2, batch_size=2, resolution=48, sample_every=0,
+        )
+    )  # fmt: skip
+    layout = read_layout(trained.folder)
+    assert {head.name for head in layout.heads} == {"classifier.weight", "classifier.bias"}
+    assert {m.module.rpartition(".")[2] for m in layout.modules} == {"q_proj", "v_proj"}
+    metrics = next(event for event in trained.events if isinstance(event, Evaluated)).metrics
+    assert ("base_miou" in metrics) != headless
+    assert "load_segmenter(" in (trained.folder / CARD).read_text()
+    labels = dict.fromkeys(range(3), "")
+    loaded = PeftModel.from_pretrained(load_segmenter(base, labels), str(trained.folder))
+    assert logits_of(loaded, torch.zeros(1, 3, 48, 48)).shape == (1, 3, 6, 6)
+
+
 def test_learning_helps(tmp_path: Path, segmentation_base: Path, masked: Path) -> None:
     trained = run(
         TrainConfig(

@@ -141,6 +141,26 @@ def segmentation_base(folder: Path) -> Path:
     return folder
 
 
+def vision_base(folder: Path, *, headless: bool) -> Path:
+    """A ViT folder for 32 px pictures: the backbone alone, or under a linear head with two classes."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    from hubctl.modeling.linear_segmenter import LinearSegmenter, LinearSegmenterConfig
+
+    torch.manual_seed(0)
+    config = ViTConfig(image_size=SIDE_PX, patch_size=8, hidden_size=16, num_hidden_layers=2,
+                       num_attention_heads=2, intermediate_size=24)  # fmt: skip
+    model = ViTModel(config) if headless else LinearSegmenter(LinearSegmenterConfig(backbone_config=config))
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(
+            {"image_processor_type": "ViTImageProcessor", "size": {"height": SIDE_PX, "width": SIDE_PX}}
+        )
+    )
+    return folder
+
+
 def picture(seed: int, side_px: int = SIDE_PX) -> Image.Image:
     """A coloured square on another colour."""
     random = np.random.default_rng(seed)

@@ -17,8 +17,8 @@ from peft import get_peft_model
 from PIL import Image
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForSemanticSegmentation
 
+from hubctl.modeling.loading import load_segmenter
 from train.adapt import head_names, lora_config, resolve_targets, trained_in_float32
 from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
 from train.evaluate import confusion, labels_at
@@ -45,14 +45,7 @@ class Segmentation:
         self.images, self.held_out_images = len(data.train), len(data.test)
         # A new head starts at random; the seed makes it the same each time.
         torch.manual_seed(setup.config.seed)
-        model: Any = AutoModelForSemanticSegmentation.from_pretrained(
-            setup.base.path,
-            id2label=dict(data.labels),
-            label2id={name: number for number, name in data.labels.items()},
-            # Only the last layer depends on the number of classes: the others keep what the base learnt.
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
+        model: Any = load_segmenter(setup.base.path, data.labels)
         heads = head_names(model)
         targets = resolve_targets(
             model,
@@ -125,36 +118,42 @@ class Segmentation:
             predicted_classes=len(labels),
         )
         adapter = scores(matrix)
-        base_model: Any = AutoModelForSemanticSegmentation.from_pretrained(
-            self._setup.base.path, dtype=torch.float32
-        )
-        base_model.to(self._setup.device)
-        base_matrix = confusion(
-            lambda paths: self._predict(base_model, paths),
-            items,
-            true_classes=len(labels),
-            predicted_classes=base_model.config.num_labels,
-        )
-        mapping = best_mapping(base_matrix)
-        base = scores(mapped(base_matrix, mapping))
         metrics = {
             "miou": adapter.mean_iou,
             "pixel_accuracy": adapter.pixel_accuracy,
             **_named("iou", labels, adapter.iou),
+        }
+        # A backbone alone has no classes of its own to judge.
+        base, note = ({}, "") if self._setup.base.family.headless else self._judge_base(items)
+        return Evaluation(
+            split="test" if self._data.test else "train",
+            # A class that occurs nowhere has no figure, and JSON has no NaN.
+            metrics={name: value for name, value in (metrics | base).items() if value == value},
+            note=note,
+        )
+
+    def _judge_base(self, items: Sequence[MaskedImage]) -> tuple[dict[str, float], str]:
+        """The base's own figures, and which of its classes were counted as which."""
+        labels = self._data.labels
+        model: Any = load_segmenter(self._setup.base.path)
+        model.to(self._setup.device)
+        matrix = confusion(
+            lambda paths: self._predict(model, paths),
+            items,
+            true_classes=len(labels),
+            predicted_classes=model.config.num_labels,
+        )
+        mapping = best_mapping(matrix)
+        base = scores(mapped(matrix, mapping))
+        metrics = {
             "base_miou": base.mean_iou,
             "base_pixel_accuracy": base.pixel_accuracy,
             **_named("base_iou", labels, base.iou),
         }
         named = ", ".join(
-            f"{base_model.config.id2label[number]} as {labels[true]}"
-            for number, true in enumerate(mapping[:8])
+            f"{model.config.id2label[number]} as {labels[true]}" for number, true in enumerate(mapping[:8])
         )
-        return Evaluation(
-            split="test" if self._data.test else "train",
-            # A class that occurs nowhere has no figure, and JSON has no NaN.
-            metrics={name: value for name, value in metrics.items() if value == value},
-            note=f"The base is judged under the fixed mapping that suits it best: {named}.",
-        )
+        return metrics, f"The base is judged under the fixed mapping that suits it best: {named}."
 
     def save(self, folder: Path) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""

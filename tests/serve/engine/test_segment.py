@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from hubctl.adapter.names import current_name, renames
 from hubctl.base_models import BaseModel, locate_base
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
+from hubctl.modeling.loading import load_segmenter
 from serve.engine.config import EngineConfig
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.segment import SegmentEngine
@@ -201,12 +203,14 @@ def pair(path: str, shape: Sequence[int]) -> Tensors:
 def test_what_does_not_fit_the_base_is_refused_by_name(world: World, tmp_path: Path) -> None:
     sound, head = world.write(tmp_path / "sound"), world.kind.head
     tensors = load_file(sound / "adapter_model.safetensors")
-    layers = segmenters.load_segmenter(world.base.path).named_modules()
+    layers = list(load_segmenter(world.base.path).named_modules())
     one_of_each = {
         i: (path, layer) for path, layer in layers for i, unfit in enumerate(UNFIT) if unfit(layer)
     }
+    rules = renames("model", [path for path, _ in layers])
     bad = {
-        f"'model.{path}'": tensors | pair(path, layer.weight.shape) for path, layer in one_of_each.values()
+        f"'model.{current_name(path, rules)}'": tensors | pair(path, layer.weight.shape)
+        for path, layer in one_of_each.values()
     }
     bad["no layer 'model.nowhere.query'"] = tensors | pair("nowhere.query", (4, 4))
     bad[f"no tensor '{head}.extra'"] = tensors | {f"{PREFIX}{head}.extra": torch.zeros(2)}

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
@@ -36,6 +35,7 @@ from serve.engine.requests import (
 )
 from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import CallShape, SharedModule
+from serve.engine.tensor_file import open_tensors
 
 _MAX_CLASSES = 256  # labels are uint8
 _AUXILIARY = "auxiliary_head"  # helps training; the logits do not depend on it
@@ -161,7 +161,7 @@ class SegmentEngine:
         heads: dict[str, nn.Module] = {}
         classes = len(self._labels)
         saved = {head.name for head in layout.heads}
-        with safe_open(layout.weights_file, framework="pt") as file:
+        with open_tensors(layout.weights_file, layout.header) as read:
             for tensor in layout.heads:
                 path = tensor.module
                 if path.partition(".")[0] == _AUXILIARY:
@@ -170,7 +170,7 @@ class SegmentEngine:
                     raise AdapterMismatchError(f"this base cannot replace '{path}' per adapter")
                 if path not in heads:
                     heads[path] = copy.deepcopy(self._pristine[path])
-                value = file.get_tensor(tensor.key)
+                value = read(tensor.key)
                 refuse_non_finite(layout, value)
                 value = value.to(self._device)
                 if _replace(heads[path], tensor.name.removeprefix(path + "."), value):

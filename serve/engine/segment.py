@@ -151,7 +151,10 @@ class SegmentEngine:
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError("the image is not RGB with 8 bits", param="image")
-        pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"]
+        # Told where the channels are: an image 3 pixels high looks to transformers like three channels.
+        pixels: torch.Tensor = self._processor(
+            images=image, input_data_format="channels_last", return_tensors="pt"
+        )["pixel_values"]
         return pixels.to(self._device, self._dtype)
 
     def _read_heads(

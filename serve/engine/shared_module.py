@@ -91,6 +91,8 @@ class Client:
         """
         if self.cancelled is not None and self.cancelled.is_set():
             raise CancelledError("the client has left")
+        if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
+            raise TimeoutError("the request's time is up")
         arguments, rows = module.prepared(args, kwargs)
         if not module.shape.listed:
             return self._answers(module, [(arguments, rows)])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,10 @@ class Family:
     """What it runs in on a GPU; those trained in bfloat16 overflow in float16."""
     patch: int = 1
     """Latents on a side of one of the denoiser's tokens: an image's sides are multiples of it."""
+    min_image_px: int = 0
+    """Least side of an image to start from."""
+    max_image_aspect: float = math.inf
+    """Longer side of such an image over its shorter one."""
     controlnet: str | None = None
     """Class of the ControlNets that fit. SD3's are left out: their pipelines draw from torch's global
     generator, so that a seed does not say which image comes."""
@@ -115,6 +120,8 @@ FAMILIES = (
         half="bfloat16",
         unbatched=("img_ids", "txt_ids"),
         patch=2,
+        min_image_px=64,  # diffusers' Flux2ImageProcessor refuses others
+        max_image_aspect=8,
     ),
     Family(
         name="qwen-image",

@@ -32,6 +32,7 @@ from hubctl.settings import environment, export_defaults
 from serve.api import create_app
 from serve.config import BaseConfig, ServeConfig, config_from_args, share_cpus, share_gpus
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
+from serve.resolve import hidden
 
 R = TypeVar("R")
 
@@ -57,7 +58,8 @@ class EngineReplica:
         hub, cache = connect(remote), environment().cache
 
         def fetch(pinned: PinnedRef) -> Path:
-            return pull(hub, pinned, cache=cache).path
+            with hidden(pinned):
+                return pull(hub, pinned, cache=cache).path
 
         self._engine = open_engine(locate_base(base.ref, fetch=partial(pull_base, hub)), base.engine, fetch)
         self._threads = ThreadPoolExecutor(base.ongoing_requests, thread_name_prefix="request")

@@ -58,6 +58,9 @@ class Metrics:
         self.queued = prometheus.Gauge(
             "hubctl_engine_queued", "Requests waiting in one engine.", ["base"], registry=self.registry
         )
+        self.running = prometheus.Gauge(
+            "hubctl_engine_running", "Requests under way in one engine.", ["base"], registry=self.registry
+        )
 
     def observe(self, infos: Mapping[str, EngineInfo | None]) -> None:
         """Take over the engines' state."""
@@ -66,6 +69,7 @@ class Metrics:
             if info is not None:
                 self.rows_free.labels(name).set(info.rows_free)
                 self.queued.labels(name).set(info.queued)
+                self.running.labels(name).set(info.running)
 
 
 class Boundary:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,6 +103,22 @@ class AdapterCache:
     def _younger(self, ref: AdapterRef, now: float, age_s: float) -> AdapterFacts | None:
         entry = self._entries.get(ref)
         return entry[1] if entry is not None and now - entry[0] <= age_s else None
+
+
+@contextmanager
+def hidden(ref: AdapterRef | PinnedRef) -> Iterator[None]:
+    """Make a refusal of the hub look like an adapter that is not there.
+
+    It is this server's token that the hub turns away, not the client's: a 401 would have people look for
+    a fault of their own.
+    """
+    try:
+        yield
+    except AccessError as error:
+        raise NotFoundError(
+            f"adapter {ref} does not exist, or this server may not see it",
+            hint="a private adapter needs a token on the server: hubctl login",
+        ) from error
 
 
 def find_base(bases: Sequence[ServedBase], text: str) -> ServedBase | None:
@@ -230,7 +247,8 @@ class Resolver:
 
     async def _ask(self, ref: AdapterRef) -> AdapterFacts:
         try:
-            facts = await asyncio.to_thread(self._lookup, ref)
+            with hidden(ref):
+                facts = await asyncio.to_thread(self._lookup, ref)
         except UnavailableError:
             stale = self._cache.stale(ref, self._clock())
             if stale is None:
@@ -239,13 +257,6 @@ class Resolver:
         except NotFoundError:
             self._cache.drop(ref)
             raise
-        except AccessError as error:
-            # It is this server's token that the hub turned away, not the client's.
-            self._cache.drop(ref)
-            raise NotFoundError(
-                f"adapter {ref} does not exist, or this server may not see it",
-                hint="a private adapter needs a token on the server: hubctl login",
-            ) from error
         self._cache.put(ref, facts, self._clock())
         return facts
 

@@ -126,18 +126,24 @@ class Core:
         self.owner.close()
 
     def _load(self, ref: PinnedRef) -> Loaded:
-        folder = self._fetch(ref)
+        try:
+            return self._read(self._fetch(ref))
+        except AdapterError as error:
+            # A request may name several adapters: say which one it is.
+            raise type(error)(f"adapter {ref.repo_id}: {error.message}", hint=error.hint) from error
+
+    def _read(self, folder: Path) -> Loaded:
         layout = gate_headers(folder)
         refuse_misfit(layout, self.base.id, self._shapes)
         size = layout.weights_file.stat().st_size
         if size > self.config.max_adapter_bytes:
             limit = self.config.max_adapter_bytes
-            raise AdapterError(f"{ref} has {size:,} bytes (this server takes {limit:,})")
+            raise AdapterError(f"it has {size:,} bytes (this server takes {limit:,})")
         if layout.heads and not self._read_heads:
-            raise AdapterError(f"{ref} replaces whole modules, which this kind of base cannot mix")
+            raise AdapterError("it replaces whole modules, which this kind of base cannot mix")
         rows = read_rows(layout, self.pool)
         if rows.rows > self.config.total_rows - 1:
-            raise AdapterError(f"{ref} takes {rows.rows} rows (this server has {self.config.total_rows - 1})")
+            raise AdapterError(f"it takes {rows.rows} rows (this server has {self.config.total_rows - 1})")
         heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
         layers = frozenset(layer.slot.index for layer in rows.layers)
         adapter = Adapter(rank=rows.rank, rows=rows.rows, layers=layers, heads=heads, labels=labels)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
-from serve.engine.checks import check_prompts, check_request
+from serve.engine.checks import check_prompts, check_request, check_steps
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
 from serve.engine.defaults import filled, stated_defaults
@@ -124,6 +124,7 @@ class ImageEngine:
             check_prompts(request, template, tokenizers)
         arguments = arguments_of(request, self._core.base.family, template)
         parts = {"scheduler": self._scheduler(request.scheduler)}
+        check_steps(request, template, parts["scheduler"])
         shared = dict(self._shared)
         if request.control:
             shared["controlnet"] = self._controls[request.control.name]

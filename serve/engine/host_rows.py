@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from safetensors import safe_open
 
 from hubctl.adapter.header import non_finite
 from hubctl.adapter.layout import AdapterLayout, LoraModule
 from hubctl.errors import AdapterError, AdapterMismatchError
 from serve.engine.lora_layers import DORA_ROWS, dora_rows
 from serve.engine.row_pool import HostLayer, HostRows, RowPool, Slot
+from serve.engine.tensor_file import open_tensors
 
 
 def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
@@ -31,9 +31,9 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
     pinned = pool.a.is_cuda
     a = torch.empty(a_end, dtype=pool.a.dtype, pin_memory=pinned)
     b = torch.empty(b_end, dtype=pool.b.dtype, pin_memory=pinned)
-    with safe_open(layout.weights_file, framework="pt") as file:
+    with open_tensors(layout.weights_file, layout.header) as read:
         for module, layer in zip(layout.modules, layers, strict=True):
-            down, up = file.get_tensor(module.a_key), file.get_tensor(module.b_key)
+            down, up = read(module.a_key), read(module.b_key)
             flat_a = a[layer.a_start :][: down.numel()].view(module.rank, -1)
             flat_b = b[layer.b_start :][: layer.b_rows * len(up)].view(layer.b_rows, -1)
             flat_a.copy_(down.flatten(1))
@@ -42,7 +42,7 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
             if module.magnitude_key:
                 weight = _weight(layer.slot).cpu().dequantize()  # of a plain tensor: float32
                 weight = weight.T if module.embedding else weight
-                m = file.get_tensor(module.magnitude_key)
+                m = read(module.magnitude_key)
                 flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))
     refuse_non_finite(layout, a, b)
     rank = max((m.rank for m in layout.modules), default=0)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
 
 RESERVE = 1 / 20
 """Share of the device's memory that no forward counts on: free pieces that are too small, other threads'
@@ -65,10 +64,9 @@ class CudaGauge:
         )
 
 
-def gauge_of(module: nn.Module) -> Gauge | None:
-    """A gauge for the device that the module is on; None where there is nothing to read."""
-    device = next((parameter.device for parameter in module.parameters()), None)
-    return CudaGauge(device) if device is not None and device.type == "cuda" else None
+def gauge_of(device: torch.device) -> Gauge | None:
+    """A gauge for a device; None where there is nothing to read."""
+    return CudaGauge(device) if device.type == "cuda" else None
 
 
 def rows_that_fit(*, row_bytes: float, free_bytes: float, reserve_bytes: float) -> int:

@@ -230,6 +230,7 @@ class Residency:
                 raise InputError(
                     f"the adapters take {need} rows together, the server has {have}",
                     hint="use fewer adapters, or ask the operator to raise total_rows",
+                    param="loras",
                 )
             if (grant := self._ledger.lease(wants)) is not None:
                 break

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoImageProcessor, PreTrainedModel
 
@@ -38,6 +37,7 @@ from serve.engine.requests import (
 )
 from serve.engine.row_pool import RowPool
 from serve.engine.shared_module import CallShape, SharedModule
+from serve.engine.tensor_file import open_tensors
 from serve.engine.threads import one_core
 
 _MAX_CLASSES = 256  # labels are uint8
@@ -168,8 +168,11 @@ class SegmentEngine:
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError("the image is not RGB with 8 bits", param="image")
+        # Told where the channels are: an image 3 pixels high looks to transformers like three channels.
         with one_core():
-            pixels: torch.Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"]
+            pixels: torch.Tensor = self._processor(
+                images=image, input_data_format="channels_last", return_tensors="pt"
+            )["pixel_values"]
             return pixels.to(self._device, self._dtype)
 
     def _read_heads(
@@ -179,7 +182,7 @@ class SegmentEngine:
         heads: dict[str, nn.Module] = {}
         classes = self._model.config.num_labels
         saved = {head.name for head in layout.heads}
-        with safe_open(layout.weights_file, framework="pt") as file:
+        with open_tensors(layout.weights_file, layout.header) as read:
             for tensor in layout.heads:
                 path = tensor.module
                 if path.partition(".")[0] == _AUXILIARY:
@@ -188,7 +191,7 @@ class SegmentEngine:
                     raise AdapterMismatchError(f"this base cannot replace '{path}' per adapter")
                 if path not in heads:
                     heads[path] = copy.deepcopy(self._pristine[path])
-                value = file.get_tensor(tensor.key)
+                value = read(tensor.key)
                 refuse_non_finite(layout, value)
                 value = value.to(self._device)
                 if _replace(heads[path], tensor.name.removeprefix(path + "."), value):

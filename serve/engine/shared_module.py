@@ -97,6 +97,8 @@ class Client:
         """
         if self.cancelled is not None and self.cancelled.is_set():
             raise CancelledError("the client has left")
+        if self.deadline_s is not None and time.monotonic() >= self.deadline_s:
+            raise TimeoutError("the request's time is up")
         arguments, rows = module.prepared(args, kwargs)
         if not module.shape.listed:
             return self._answers(module, [(arguments, rows)])[0]
@@ -130,7 +132,7 @@ class SharedModule:
         self.owner, self.name, self.module, self.shape = owner, name, module, shape
         self._offload = offload
         self.last_forward_s = float("inf")
-        self.memory = MemoryCap(gauge_of(module))
+        self.memory = MemoryCap(gauge_of(self.device))
         self._row_caps: dict[Hashable, tuple[int, float]] = {}  # group → most rows, and until when
         self._signature = inspect.signature(getattr(type(module), shape.method))
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from hubctl.settings import child_environment
 
 START_S = 180
@@ -35,21 +37,27 @@ class Running:
         """Status and answer."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        return self._open(request)
+        return self._answer(request)
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and answer."""
-        return self._open(urllib.request.Request(self.url + path))
+        return self._answer(urllib.request.Request(self.url + path))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The present value of a metric; 0 while nothing has been counted."""
+        with _open(urllib.request.Request(self.url + "/metrics")) as response:
+            families = text_string_to_metric_families(response.read().decode())
+        samples = (sample for family in families for sample in family.samples)
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
     def replicas(self, deployment: str) -> int:
         """How many processes under this server run replicas of `deployment`, by their titles."""
         title = re.compile(rf"ray::ServeReplica:hubctl:{re.escape(deployment)}(?![A-Za-z0-9_-])")
         return sum(title.search(found) is not None for found in descendants(self.pid).values())
 
-    def _open(self, request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    def _answer(self, request: urllib.request.Request) -> tuple[int, dict[str, Any]]:
         try:
-            with opener.open(request, timeout=120) as response:
+            with _open(request) as response:
                 return response.status, json.loads(response.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -76,6 +84,11 @@ def serving(words: Sequence[str | Path], log: Path, **env: str) -> Iterator[Runn
             process.terminate()
             process.wait(STOP_S)
         process.stdout.close()
+
+
+def _open(request: urllib.request.Request) -> Any:
+    """Past whatever proxy the environment names."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120)
 
 
 def read_line(process: subprocess.Popen[str], log: Path) -> str:

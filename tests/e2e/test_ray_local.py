@@ -6,10 +6,12 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ from tests.serve.local import write_seg_base
 GENERATIONS = "/v1/images/generations"
 BASE = "hubctl/emoji-64"
 STEPS = 4
+LONG_STEPS = 900
+"""Of eight images: minutes, so that a request which ends in seconds was cut short."""
+LEAVE_S = 60
 OWNER = "server-owner"
 SESSION = re.compile(r"--session-dir=(\S+)")
 
@@ -104,6 +109,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, registry: RegistryServer) -> 
         [[bases]]
         ref = "emoji-64"
         num_cpus = 0.5
+        [bases.engine]
+        max_steps = {LONG_STEPS}
+
+        [limits]
+        max_steps = {LONG_STEPS}
         """
     )
     token = registry.token(OWNER)
@@ -224,6 +234,40 @@ def test_faults_in_a_replica_keep_their_class_and_hint(site: Site) -> None:
     assert (status, answer["error"]["code"]) == (422, "adapter_refused")
     assert "NaN" in answer["error"]["message"]
     assert site.emoji(model="emoji-64")[0] == 200
+
+
+def test_a_request_ends_when_its_client_leaves(site: Site) -> None:
+    """The hang-up goes from Ray's proxy through the ingress to the engine, and ends the denoising there."""
+    gone = {"route": GENERATIONS, "status": "499"}
+    before = site.server.metric("hubctl_requests_total", **gone)
+    client = HTTPConnection(site.server.url.removeprefix("http://"))
+    body = {"prompt": "red apple", "model": "emoji-64", "n": 8, "num_inference_steps": LONG_STEPS}
+    client.request("POST", GENERATIONS, json.dumps(body), {"Content-Type": "application/json"})
+    _until(lambda: site.server.metric("hubctl_engine_running", base="emoji-64") == 1)
+    client.close()
+    _until(lambda: site.server.metric("hubctl_engine_running", base="emoji-64") == 0)
+    _until(lambda: site.server.metric("hubctl_requests_total", **gone) == before + 1)
+    assert site.emoji(model="emoji-64")[0] == 200
+
+
+def _until(true: Callable[[], bool]) -> None:
+    """Ask the server until it says so."""
+    deadline_s = time.monotonic() + LEAVE_S
+    while not true():
+        assert time.monotonic() < deadline_s
+
+
+def test_an_adapter_deleted_between_look_up_and_download_is_not_found(site: Site) -> None:
+    site.push("gil", "lost", seed=4)
+    # Looked up, and never downloaded: the name has a meaning for a second yet, its files are gone.
+    assert site.server.get("/v1/models/gil/lost")[0] == 200
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=site.registry.endpoint, token=site.registry.token("gil"))
+    api.delete_repo("gil/lost")
+    status, answer = site.emoji(model="gil/lost")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    assert "gil/lost" in answer["error"]["message"]
 
 
 def test_an_adapter_for_another_base_is_refused(site: Site) -> None:

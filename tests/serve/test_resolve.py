@@ -15,7 +15,7 @@ from hubctl.errors import (
     UnavailableError,
 )
 from hubctl.refs import AdapterRef
-from serve.resolve import AdapterCache, Resolver, ServedBase, choose, find_base
+from serve.resolve import AdapterCache, Resolver, ServedBase, choose, find_base, hidden
 from tests.serve.local import Facts, Shelf, facts
 
 T2I, SEG = "text-to-image", "image-segmentation"
@@ -198,6 +198,11 @@ def test_a_private_or_deleted_adapter_is_not_served_from_memory() -> None:
             await one.adapter(ref)
 
     asyncio.run(work())
+
+
+def test_a_refusal_of_the_hub_looks_like_an_adapter_that_is_not_there() -> None:
+    with pytest.raises(NotFoundError, match=f"{INK.pinned} does not exist"), hidden(INK.pinned):
+        raise AccessError("hub refuses the token")
 
 
 def test_one_client_leaving_does_not_cancel_the_question_for_others() -> None:

@@ -115,6 +115,19 @@ def test_a_scheduler_fits_or_is_refused(world: World) -> None:
             world.engine.generate(request)
 
 
+def test_a_side_is_as_long_as_the_denoiser_has_positions(world: World) -> None:
+    """SD3 and Z-Image keep a table of them; the others compute them."""
+    ask = replace(_requests(world)[0], num_inference_steps=1, height=32)
+    tables = KINDS[world.kind] in ("sd3", "z-image")
+    world.engine.generate(replace(ask, width=128))
+    if tables:
+        with pytest.raises(InputError, match="width 136 is out of range") as caught:
+            world.engine.generate(replace(ask, width=136))
+        assert (caught.value.param, caught.value.hint) == ("width", "give 8 to 128")
+    else:
+        world.engine.generate(replace(ask, width=160))
+
+
 def test_adapters_show(world: World) -> None:
     request = _requests(world)[0]
     plain = world.engine.generate_floats(request)

@@ -119,6 +119,22 @@ def test_every_scheduler(world: World, scheduler: str) -> None:
     assert np.abs(world.engine.generate_floats(request) - world.truth(request)).max() <= TOLERANCE
 
 
+def test_every_scheduler_at_once(world: World) -> None:
+    """From noise and from an image, whose noise a scheduler adds in its own way; steps differ too."""
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    no_image_and_image: tuple[dict[str, Any], ...] = (
+        {},
+        {"image": image, "strength": 0.7, "loras": (world.use("wide"),)},
+    )
+    requests = [
+        ask(seed=i, scheduler=name, num_inference_steps=4 + i % 3, **changes)
+        for i, name in enumerate([*SCHEDULERS, None])
+        for changes in no_image_and_image
+    ]
+    reference.compare(world.engine, requests, [world.truth(request) for request in requests])
+    assert world.engine.owner.forwards["unet"] < world.engine.owner.calls["unet"]
+
+
 def test_two_adapters_in_one_request(world: World) -> None:
     request = ask(loras=(world.use("attention", 0.7), world.use("locon", -0.5)))
     assert np.abs(world.engine.generate_floats(request) - world.truth(request)).max() <= TOLERANCE
@@ -207,6 +223,43 @@ def test_sizes_do_not_mix_but_are_served(world: World) -> None:
         assert np.abs(images - world.truth(request)).max() <= TOLERANCE
 
 
+def test_one_of_eight_that_fails_leaves_the_others_as_diffusers_makes_them(
+    world: World, tmp_path: Path
+) -> None:
+    """Once its image is NaN; once the module raises for its sake, in the very forward that all share."""
+    huge = LoraUse(
+        ref=tiny.pinned(tiny.write_lora(tmp_path / "huge", world.base.path, seed=8, strength=1e18))
+    )
+    requests = different(world)[:7]
+    truths = [world.truth(request) for request in requests]
+
+    def attempt(request: ImageRequest) -> np.ndarray | Exception:
+        try:
+            return world.engine.generate_floats(request)
+        except (AdapterError, ArithmeticError) as error:
+            return error
+
+    def raise_for_nan(module: object, args: object, output: Any) -> None:
+        if not output[0].isfinite().all():
+            raise ArithmeticError("a sample of the batch is NaN")
+
+    def compare(error: type[Exception]) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            *got, failed = pool.map(attempt, [*requests, ask(loras=(huge,))])
+        assert isinstance(failed, error)
+        for request, images, want in zip(requests, got, truths, strict=True):
+            assert isinstance(images, np.ndarray), request
+            assert np.abs(images - want).max() <= TOLERANCE, request
+            assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
+
+    compare(AdapterError)
+    hook = world.engine._template.unet.register_forward_hook(raise_for_nan)
+    try:
+        compare(ArithmeticError)
+    finally:
+        hook.remove()
+
+
 def test_a_bad_adapter_disturbs_nobody(world: World, tmp_path: Path) -> None:
     """Of eight at once, three fail, each with its reason; the others have the same pixels as without them."""
     good = different(world)[:5]
@@ -260,11 +313,27 @@ def test_a_bad_adapter_disturbs_nobody(world: World, tmp_path: Path) -> None:
         ({"seed": -1}, "seed -1 is out of range"),
         ({"scheduler": "magic"}, "no scheduler 'magic'"),
         ({"prompt": "a" * 10_001}, "longer than 10,000 characters"),
+        ({"negative_prompt": "a\udf4e"}, r"negative prompt holds \\udf4e, half of a character"),
+        ({"scheduler": "lcm", "num_inference_steps": 51}, "LCMScheduler cannot do 51 steps"),
+        ({"scheduler": "pndm", "num_inference_steps": 3}, "PNDMScheduler cannot do 3 steps"),
     ],
 )
 def test_fields_out_of_range(world: World, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         world.engine.generate(ask(**changes))
+
+
+@pytest.mark.parametrize("scheduler", [None, "pndm", "lcm", "euler"])
+def test_steps_beyond_those_that_the_base_was_trained_on(world: World, scheduler: str | None) -> None:
+    """Some schedulers would raise IndexError in their last step, others repeat timesteps."""
+    engine = ImageEngine(world.base, EngineConfig(max_steps=5000), tiny.fetch)
+    try:
+        for steps in (1000, 1001):
+            with pytest.raises(InputError, match=f"cannot do {steps} steps") as caught:
+                engine.generate(ask(num_inference_steps=steps, scheduler=scheduler))
+            assert caught.value.param == "num_inference_steps"
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("scale", [1e9, float("nan"), float("-inf")])

@@ -103,6 +103,14 @@ def test_flux2_takes_an_image_as_a_reference(tmp_path: Path) -> None:
             engine.generate(replace(request, strength=0.5))
         with pytest.raises(InputError, match="cannot do inpainting"):
             engine.generate(replace(request, mask=MASK))
+        for shape, message in (((32, 64), "none below 64"), ((64, 576), "sides up to 8 to 1")):
+            with pytest.raises(InputError, match=message) as caught:
+                engine.generate(replace(request, image=_picture(1, *shape, 3)))
+            assert caught.value.param == "image"
+            # What is refused here, diffusers refuses; what it takes is taken.
+            with pytest.raises(ValueError, match=r"too small|too extreme"):
+                reference.images(base, replace(request, image=_picture(1, *shape, 3)))
+        engine.generate(replace(request, image=_picture(1, 64, 512, 3), num_inference_steps=1))
     finally:
         engine.close()
 

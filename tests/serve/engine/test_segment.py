@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from transformers import AutoImageProcessor
 
 from hubctl.adapter.names import current_name, renames
 from hubctl.base_models import BaseModel, locate_base
@@ -142,6 +144,20 @@ def test_labels_have_the_images_own_size(world: World) -> None:
     for label, score in result.scores.items():
         assert score == pytest.approx(probability[result.labels == label].mean(), abs=1e-3)
     assert result.timings.total_s >= result.timings.run_s > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 40), (4, 3)])
+def test_narrow_images_are_not_taken_for_channels(world: World, shape: tuple[int, int]) -> None:
+    """Three rows of pixels look to transformers like three channels, unless it is told."""
+    image = np.random.default_rng(6).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    request = world.use(None, image)
+    processor = AutoImageProcessor.from_pretrained(
+        world.base.path, backend="pil", do_center_crop=False, do_pad=False
+    )
+    pixels = processor(images=Image.fromarray(image), return_tensors="pt", input_data_format="channels_last")
+    want = segmenters.load_segmenter(world.base.path)(**pixels).logits[0]
+    assert (world.engine.logits(request) - want).abs().max() <= TOLERANCE
+    assert world.engine.segment(request).labels.shape == shape
 
 
 def test_labels_without_an_adapter_are_the_bases(world: World) -> None:

@@ -16,7 +16,7 @@ import itertools
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from torch import nn
 
 from hubctl.errors import InputError, UnavailableError
 from serve.engine.memory import MemoryCap, gauge_of
+from serve.engine.merging import merged, parted
 from serve.engine.offload import Offload
 from serve.engine.requests import Cancelled
 from serve.engine.schedule import Run, Thinking, Waiting, choose
@@ -103,7 +104,7 @@ class Client:
         if not module.shape.listed:
             return self._answers(module, [(arguments, rows)])[0]
         # Each row is a call of its own: it shares a forward with whichever rows have its shape.
-        (output,) = _merged(self._answers(module, module.pieces(arguments, rows, most=1)))
+        (output,) = merged(self._answers(module, module.pieces(arguments, rows, most=1)))
         return (list(output),)
 
     def _answers(self, module: SharedModule, pieces: Iterable[tuple[dict[str, Any], int]]) -> list[Any]:
@@ -139,7 +140,9 @@ class SharedModule:
     @property
     def device(self) -> torch.device:
         """Where the module runs, wherever it is now."""
-        return self._offload.device if self._offload else next(self.module.parameters()).device
+        if self._offload:
+            return self._offload.device
+        return next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
 
     def prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
         """Arguments by name, one value per row, and the number of rows."""
@@ -210,60 +213,25 @@ class SharedModule:
             elif name in self.shape.listed:
                 parts[name] = [row[None] for row in value]
             else:
-                parts[name] = _parted(value, sizes)
+                parts[name] = parted(value, sizes)
         for i, size in enumerate(sizes):
             yield {name: part[i] for name, part in parts.items()}, size
 
     def run(self, arguments: Sequence[dict[str, Any]], rows: Sequence[int]) -> list[Any]:
         """One forward for all; owner thread only."""
-        merged = {
-            name: _merged([a[name] for a in arguments], shared=name in self.shape.unbatched)
+        together = {
+            name: merged([a[name] for a in arguments], shared=name in self.shape.unbatched)
             for name in arguments[0]
         }
-        merged |= {name: list(merged[name]) for name in self.shape.listed}
+        together |= {name: list(together[name]) for name in self.shape.listed}
         if self._offload:
             self._offload.bring(self.module)
         started_s = time.monotonic()
         # Calling the module itself, not its forward, keeps its hooks.
         method = self.module if self.shape.method == "forward" else getattr(self.module, self.shape.method)
-        output = method(**merged)
+        output = method(**together)
         self.last_forward_s = time.monotonic() - started_s
-        return _parted((torch.stack(output[0]),) if self.shape.listed else output, rows)
-
-
-def _merged(values: Sequence[Any], *, shared: bool = False) -> Any:
-    """The inverse of `_parted`, apart from tensors that all values share."""
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        return first if shared or len(values) == 1 else torch.cat(list(values))
-    if isinstance(first, Mapping):
-        return type(first)(**{key: _merged([v[key] for v in values], shared=shared) for key in first})
-    if isinstance(first, list | tuple):
-        return type(first)(_merged(list(column), shared=shared) for column in zip(*values, strict=True))
-    if _is_posterior(first):
-        return type(first)(_merged([v.parameters for v in values]), deterministic=first.deterministic)
-    return first
-
-
-def _parted(output: Any, rows: Sequence[int]) -> list[Any]:
-    """The rows of a value, e.g. of a merged forward's output, each part of the value's own type."""
-    if isinstance(output, torch.Tensor):
-        return list(torch.split(output, list(rows)))
-    if isinstance(output, Mapping):  # also ModelOutput and BaseOutput, which are ordered dicts
-        columns = {key: _parted(value, rows) for key, value in output.items()}
-        return [type(output)(**{key: c[i] for key, c in columns.items()}) for i in range(len(rows))]
-    if isinstance(output, list | tuple):
-        parts = [_parted(item, rows) for item in output]
-        return [type(output)(part[i] for part in parts) for i in range(len(rows))]
-    if _is_posterior(output):
-        parts = _parted(output.parameters, rows)
-        return [type(output)(part, deterministic=output.deterministic) for part in parts]
-    return [output] * len(rows)
-
-
-def _is_posterior(value: Any) -> bool:
-    """Whether it is what a VAE's encode gives: diffusers' DiagonalGaussianDistribution, or one like it."""
-    return isinstance(getattr(value, "parameters", None), torch.Tensor)
+        return parted((torch.stack(output[0]),) if self.shape.listed else output, rows)
 
 
 class Owner:
@@ -451,7 +419,7 @@ class Owner:
             adapters, arguments, rows = calls[0]
             pieces = module.pieces(arguments, rows, most=most)
             outputs = [self._outputs(module, group, [(adapters, *piece)])[0] for piece in pieces]
-            batch[0].output = _merged(outputs)
+            batch[0].output = merged(outputs)
         else:
             for call, output in zip(batch, self._outputs(module, group, calls), strict=True):
                 call.output = output

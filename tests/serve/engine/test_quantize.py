@@ -17,6 +17,7 @@ from torchao.utils import TorchAOBaseTensor
 
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
+from hubctl.modeling.loading import load_segmenter
 from serve.engine.config import EngineConfig, Quantize
 from serve.engine.generate import ImageEngine
 from serve.engine.quantize import quantize
@@ -134,7 +135,7 @@ def test_a_segmenter_is_what_peft_makes_of_the_same_quantised_backbone(
     finally:
         engine.close()
     for i, logits in enumerate(made):
-        model = segmenters.load_segmenter(base)
+        model = load_segmenter(base)
         torchao.quantization.quantize_(model.segformer, CONFIGS[kind])
         with warnings.catch_warnings(), torch.no_grad():
             warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")  # it cannot merge

@@ -155,7 +155,7 @@ def test_narrow_images_are_not_taken_for_channels(world: World, shape: tuple[int
         world.base.path, backend="pil", do_center_crop=False, do_pad=False
     )
     pixels = processor(images=Image.fromarray(image), return_tensors="pt", input_data_format="channels_last")
-    want = segmenters.load_segmenter(world.base.path)(**pixels).logits[0]
+    want = load_segmenter(world.base.path)(**pixels).logits[0]
     assert (world.engine.logits(request) - want).abs().max() <= TOLERANCE
     assert world.engine.segment(request).labels.shape == shape
 

@@ -108,7 +108,7 @@ def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gather
     flat = y.reshape(n, -1, y.shape[-1])
     if lora.gain is not None:
         flat = _with_gain(flat, layer.bias, lora.gain)
-    return torch.baddbmm(flat, hidden, lora.b).view(y.shape)
+    return flat.baddbmm_(hidden, lora.b).view(y.shape)
 
 
 def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
@@ -128,7 +128,7 @@ def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered
     flat = y.flatten(2)
     if lora.gain is not None:
         flat = _with_gain(flat.transpose(1, 2), layer.bias, lora.gain).transpose(1, 2)
-    return torch.baddbmm(flat, lora.b.transpose(1, 2), hidden).view(y.shape)
+    return flat.baddbmm_(lora.b.transpose(1, 2), hidden).view(y.shape)
 
 
 def _add_embedding(layer: nn.Embedding, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:

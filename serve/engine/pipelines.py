@@ -128,7 +128,8 @@ def call_shapes(name: str, family: Family, config: EngineConfig, dtype: torch.dt
         )
     if name == family.denoiser:
         listed = frozenset(family.listed)
-        return (CallShape(stage=1, max_rows=config.max_batch_rows, unbatched=unbatched, listed=listed),)
+        most = config.max_batch_rows
+        return (CallShape(stage=1, max_rows=most, unbatched=unbatched, listed=listed, loops=True),)
     # A ControlNet too comes before the denoiser, in every step anew.
     return (CallShape(stage=0, max_rows=config.max_batch_rows, unbatched=unbatched),)
 

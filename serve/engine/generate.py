@@ -32,6 +32,7 @@ from serve.engine.pipelines import (
     task_of,
     work_of,
 )
+from serve.engine.proxy import proxy
 from serve.engine.requests import (
     Cancelled,
     EngineInfo,
@@ -43,7 +44,7 @@ from serve.engine.requests import (
     Timings,
 )
 from serve.engine.schedulers import SCHEDULERS
-from serve.engine.shared_module import SharedModule, proxy
+from serve.engine.shared_module import SharedModule
 from serve.engine.spoilt import Decoding, refuse_spoilt
 from serve.engine.threads import one_core
 

@@ -15,7 +15,8 @@ import torch
 
 from hubctl.errors import AdapterError, HubctlError, InputError
 from serve.engine.host_rows import all_finite
-from serve.engine.shared_module import Caller, SharedModule
+from serve.engine.proxy import Caller
+from serve.engine.shared_module import SharedModule
 
 
 class Decoding:

@@ -13,7 +13,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import nn
 
 from hubctl.errors import InputError, UnavailableError
-from serve.engine.shared_module import MEMORY_CAP_S, CallShape, Owner, SharedModule, proxy
+from serve.engine.proxy import proxy
+from serve.engine.shared_module import MEMORY_CAP_S, CallShape, Owner, SharedModule
 
 
 class Toy(nn.Module):

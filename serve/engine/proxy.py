@@ -1,4 +1,4 @@
-"""What a pipeline holds in place of a heavy module: an object of its class whose calls go to the owner thread."""
+"""What a pipeline holds for a heavy module: an object of its class whose calls go to the owner thread."""
 
 from __future__ import annotations
 

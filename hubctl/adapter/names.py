@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 Renames = tuple[tuple[str, str], ...]
 """Pattern and replacement, applied in this order; what is current already stays as it is."""
@@ -107,6 +108,7 @@ def renames(component: str, names: Iterable[str]) -> Renames:
     return ()
 
 
+@lru_cache(maxsize=1 << 14)  # adapters of one base have the same names
 def current_name(name: str, rules: Renames) -> str:
     """`name` of a module or tensor, as today's libraries spell it."""
     name += "."  # a module's name ends where a tensor's goes on

@@ -34,9 +34,8 @@ def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
     with open_tensors(layout.weights_file, layout.header) as read:
         for module, layer in zip(layout.modules, layers, strict=True):
             down, up = read(module.a_key), read(module.b_key)
-            flat_a = a[layer.a_start :][: down.numel()].view(module.rank, -1)
-            flat_b = b[layer.b_start :][: layer.b_rows * len(up)].view(layer.b_rows, -1)
-            flat_a.copy_(down.flatten(1))
+            flat_b = b[layer.b_start : layer.b_start + layer.b_rows * up.shape[0]].view(layer.b_rows, -1)
+            a[layer.a_start : layer.a_start + down.numel()].copy_(down.flatten())
             up = up.flatten(1) if module.scale == 1 else up.flatten(1).float() * module.scale
             flat_b[: module.rank].copy_(up.T)
             if module.magnitude_key:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class RowPool:
             self._loads = torch.cuda.Stream(self.a.device)
             torch.cuda.synchronize(self.a.device)  # the zeros, before that stream writes over them
 
-    def write(self, rows: Sequence[int], host: HostRows) -> None:
+    def write(self, rows: tuple[int, ...], host: HostRows) -> None:
         """Fill `rows`, which no forward uses; all that they held before is gone.
 
         On a GPU this happens beside the forwards, and is done when the call returns.
@@ -177,18 +178,23 @@ class RowPool:
         with _finished(self._loads):
             self._write(rows, host)
 
-    def _write(self, rows: Sequence[int], host: HostRows) -> None:
-        index = torch.tensor(rows, device=self.a.device)
-        self.a.index_fill_(0, index, 0)
-        self.b.index_fill_(0, index, 0)
+    def _write(self, rows: tuple[int, ...], host: HostRows) -> None:
+        for first, count in _runs(rows):
+            self.a[first : first + count].zero_()
+            self.b[first : first + count].zero_()
         a = host.a.to(self.a.device, non_blocking=True)
         b = host.b.to(self.b.device, non_blocking=True)
+        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for layer in host.layers:
-            _fill(self.a[:, layer.slot.a], index[: layer.rank], a, layer.a_start)
-            _fill(self.b[:, layer.slot.b], index[: layer.rank], b, layer.b_start)
+            ranks = rows[: layer.rank]
+            pairs += _places(self.a[:, layer.slot.a], ranks, a, layer.a_start)
+            pairs += _places(self.b[:, layer.slot.b], ranks, b, layer.b_start)
             if layer.b_rows > layer.rank:
                 start = layer.b_start + layer.rank * (layer.slot.b.stop - layer.slot.b.start)
-                _fill(self.b[:, layer.slot.b], index[host.rank :], b, start)
+                pairs += _places(self.b[:, layer.slot.b], rows[host.rank :], b, start)
+        # All at once: on a GPU a thousand small copies would take as long to launch as to read the file.
+        if pairs:
+            torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
     @contextmanager
     def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
@@ -299,10 +305,26 @@ def _finished(stream: torch.cuda.Stream | None) -> Iterator[None]:
     done.synchronize()
 
 
-def _fill(columns: torch.Tensor, rows: torch.Tensor, flat: torch.Tensor, start: int) -> None:
-    """Copy (len(rows), width) numbers that begin at `start` of `flat` into some rows of a slot."""
+def _places(
+    columns: torch.Tensor, rows: tuple[int, ...], flat: torch.Tensor, start: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Some rows of a slot, and the (len(rows), width) numbers for them that begin at `start` of `flat`."""
     width = columns.shape[1]
-    columns.index_copy_(0, rows, flat[start : start + len(rows) * width].view(len(rows), width))
+    for first, count in _runs(rows):
+        yield columns[first : first + count], flat[start : start + count * width].view(count, width)
+        start += count * width
+
+
+@lru_cache(maxsize=64)
+def _runs(rows: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First and length of each run of neighbours: (4, 5, 6, 9) → (4, 3), (9, 1)."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and sum(runs[-1]) == row:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((row, 1))
+    return runs
 
 
 def _padded(values: list[Any], length: int, filling: Any) -> list[Any]:

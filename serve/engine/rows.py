@@ -87,7 +87,8 @@ class RowLedger(Generic[K]):
         for key in victims:
             self._free.extend(self._entries.pop(key).rows)
         for key, rank in missing.items():
-            self._entries[key] = _Entry(tuple(self._free.pop() for _ in range(rank)))
+            # In order: neighbours are filled in one go.
+            self._entries[key] = _Entry(tuple(sorted(self._free.pop() for _ in range(rank))))
         for key in wants:
             self._entries[key].leases += 1
             self._entries.move_to_end(key)

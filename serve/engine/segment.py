@@ -193,7 +193,7 @@ class SegmentEngine:
                     heads[path] = copy.deepcopy(self._pristine[path])
                 value = read(tensor.key)
                 refuse_non_finite(layout, value)
-                value = value.to(self._device)
+                value = value.to(self._device, copy=True)
                 if _replace(heads[path], tensor.name.removeprefix(path + "."), value):
                     classes = len(value)
         for path, head in heads.items():

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hubctl.base_models import BaseModel
 from serve.engine.config import EngineConfig
 from serve.engine.requests import Engine, Fetch
+
+if TYPE_CHECKING:
+    from serve.engine.generate import ImageEngine
+    from serve.engine.segment import SegmentEngine
 
 
 def open_engine(base: BaseModel, config: EngineConfig, fetch: Fetch) -> Engine:
@@ -23,10 +29,18 @@ def open_engine(base: BaseModel, config: EngineConfig, fetch: Fetch) -> Engine:
         from serve.engine.echo import EchoEngine
 
         return EchoEngine(base, config, fetch)
+    from serve.engine.core import pick_device
+
+    engine: ImageEngine | SegmentEngine
     if base.family.task == "text-to-image":
         from serve.engine.generate import ImageEngine
 
-        return ImageEngine(base, config, fetch)
-    from serve.engine.segment import SegmentEngine
+        engine = ImageEngine(base, config, fetch)
+    else:
+        from serve.engine.segment import SegmentEngine
 
-    return SegmentEngine(base, config, fetch)
+        engine = SegmentEngine(base, config, fetch)
+    # On a CPU there is nothing to choose, and one image can take minutes.
+    if pick_device(config, base.family)[0].type == "cuda":
+        engine.warm_up()
+    return engine

@@ -48,6 +48,8 @@ from serve.engine.shared_module import SharedModule
 from serve.engine.spoilt import Decoding, refuse_spoilt
 from serve.engine.threads import one_core
 
+_WARM_UP_STEPS = 4  # the fewest that every scheduler takes
+
 
 class ImageEngine:
     """Images from one base; see `requests.Engine` for who may call what."""
@@ -90,6 +92,14 @@ class ImageEngine:
             guidance_scale=request.guidance_scale,
             timings=timings,
         )
+
+    def warm_up(self) -> None:
+        """Make one image of few steps, so that the first request finds kernels chosen and memory taken.
+
+        Raises:
+            HubctlError: what a request would get, such as for black images from this base in this precision.
+        """
+        self.generate(ImageRequest(prompt="", seed=0, num_inference_steps=_WARM_UP_STEPS))
 
     def generate_floats(self, request: ImageRequest) -> np.ndarray:
         """The images before rounding: float32 (n, height, width, 3) in 0 to 1."""

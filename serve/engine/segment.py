@@ -132,6 +132,11 @@ class SegmentEngine:
                 labels=labels, scores=scores, id2label=dict(id2label), timings=session.timings()
             )
 
+    def warm_up(self) -> None:
+        """Label one image, so that the first request finds kernels chosen and memory taken."""
+        if self._labels:  # a backbone alone has no head to label with
+            self.segment(SegmentRequest(image=np.zeros((64, 64, 3), np.uint8)))
+
     def logits(self, request: SegmentRequest) -> torch.Tensor:
         """What `segment` starts from: (C, h, w)."""
         uses = (request.adapter,) if request.adapter else ()

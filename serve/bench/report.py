@@ -53,7 +53,11 @@ def to_markdown(report: Report) -> str:
         "",
         f"Wall time of mixed requests in which no forward of the denoiser ran: {report.glue:.1%}.",
         "Most device memory: "
-        + (f"{report.gpu_bytes / 2**30:.1f} GiB." if report.gpu_bytes else "not measured on a CPU."),
+        + (
+            f"{report.gpu_bytes / 2**30:.1f} GiB."
+            if report.gpu_bytes
+            else f"not measured on a CPU; on a GPU, `hubctl bench engine --base {settings.shape}` tells."
+        ),
         "",
         "Host time to load one more adapter (through the gate, its files in the page cache), to read and "
         "copy the same bytes, and to activate a resident adapter:",

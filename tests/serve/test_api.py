@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from serve.api import create_app
 from serve.config import Limits, ServeConfig
 from serve.engine.requests import ImageRequest
 from tests.serve.local import LocalEngines, Shelf, facts, open_local
+from tests.serve.waiting import until
 
 GENERATIONS, SEGMENTATIONS = "/v1/images/generations", "/v1/images/segmentations"
 
@@ -196,8 +196,7 @@ def test_a_full_line_is_shared_among_keys(tmp_path: Path) -> None:
             greedy = []
             for i in range(3):
                 greedy.append(pool.submit(ask, "greedy"))
-                while admission.queued <= i:
-                    time.sleep(0.001)
+                until(lambda i=i: admission.queued > i)  # type: ignore[misc]
             assert fault(ask("greedy"), 429)["message"] == "3 requests wait already"
             other = pool.submit(ask, "other")
             refused = greedy[2].result(10)

@@ -7,6 +7,7 @@ import pytest
 
 from hubctl.errors import OverloadedError, UnavailableError
 from serve.engine.admission import Admission
+from tests.serve.waiting import until
 
 
 def test_places_are_counted_and_given_back() -> None:
@@ -38,8 +39,7 @@ def test_the_line_is_served_in_order() -> None:
     with admission.place(None):
         for i, thread in enumerate(threads):
             thread.start()
-            while admission.queued <= i:
-                time.sleep(0.001)
+            until(lambda i=i: admission.queued > i)  # type: ignore[misc]
     for thread in threads:
         thread.join()
     assert order == [0, 1, 2, 3, 4]
@@ -76,8 +76,7 @@ def _in_line(admission: Admission, tenants: str, served: list[str]) -> list[thre
         before = admission.queued
         thread.start()
         threads.append(thread)
-        while admission.queued <= before:
-            time.sleep(0.001)
+        until(lambda before=before: admission.queued > before)  # type: ignore[misc]
     return threads
 
 
@@ -99,8 +98,7 @@ def test_a_full_line_makes_room_for_a_tenant_that_has_less_of_it() -> None:
             _visit(admission, "a")
         newcomer = threading.Thread(target=lambda: served.extend(_visit(admission, "b")))
         newcomer.start()
-        while not served:
-            time.sleep(0.001)
+        until(lambda: bool(served))
         assert served == ["a refused"]
         assert admission.queued <= 4
     for thread in [*threads, newcomer]:
@@ -126,8 +124,7 @@ def test_who_waits_at_the_close_hears_of_it() -> None:
     with admission.place(None):
         thread = threading.Thread(target=visit)
         thread.start()
-        while not admission.queued:
-            time.sleep(0.001)
+        until(lambda: bool(admission.queued))
         admission.close()
         thread.join(10)
     assert len(errors) == 1

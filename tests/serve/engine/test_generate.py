@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from serve.engine.pipelines import work_of
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
 from tests.serve import reference, tiny, tiny_pipelines
+from tests.serve.waiting import until
 
 TOLERANCE = 1e-4
 
@@ -406,8 +406,7 @@ def test_tenants_share_the_places_by_what_their_requests_take(world: World) -> N
         with ThreadPoolExecutor(5) as pool, engine._core.admission.place(None, tenant="someone else"):
             for i, request in enumerate([large, large, small, small, small]):
                 pool.submit(engine.generate, request, Watch(f"{request.tenant}{i}", seen))
-                while engine.info().queued <= i:
-                    time.sleep(0.001)
+                until(lambda i=i: engine.info().queued > i)  # type: ignore[misc]
         # Two small ones for a large one, though all the large ones came first.
         assert list(dict.fromkeys(seen)) == ["a0", "b2", "b3", "a1", "b4"]
     finally:

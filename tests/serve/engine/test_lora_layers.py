@@ -89,6 +89,26 @@ def test_rows_that_are_pieces_of_samples() -> None:
     assert _largest_difference(nn.Linear(16, 24), x, rows_per_sample=3) < 1e-5
 
 
+@torch.no_grad()
+def test_rows_apart_from_each_other_and_rows_that_are_filled_anew() -> None:
+    """The pool remembers what a layer gathered, but not for another adapter in the same rows."""
+    layer = nn.Linear(16, 24)
+    pristine = copy.deepcopy(layer)
+    pool, _ = _pool(layer, [2])
+    (slot,) = pool.slots.values()
+    rows, x = (3, 7, 8), torch.randn(2, 16)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        adapter = Adapter(torch.randn(3, 16), torch.randn(24, 3), rows)
+        layers = (HostLayer(slot, 3, 3, 0, 0),)
+        pool.write(rows, HostRows(adapter.a.flatten(), adapter.b.T.flatten(), layers, 3, dora=False))
+        calls: list[tuple[Uses, int]] = [((adapter.use(0.5),), 2)]
+        want = _dense(pristine, [(adapter, 0.5)])(x)
+        for _ in range(2):  # the second time from what was gathered
+            with pool.mixed(calls):
+                assert torch.allclose(layer(x), want, atol=1e-5)
+
+
 def test_rows_that_no_sample_has() -> None:
     layer = nn.Linear(16, 24)
     pool, (adapter,) = _pool(layer, [2])

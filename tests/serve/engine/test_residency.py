@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +13,7 @@ from hubctl.refs import PinnedRef
 from serve.engine.requests import LoraUse
 from serve.engine.residency import MAX_REFUSED, Adapter, Loaded, Residency
 from serve.engine.row_pool import HostLayer, HostRows, RowPool
+from tests.serve.waiting import until
 
 
 def ref(name: str) -> PinnedRef:
@@ -50,13 +50,6 @@ class Disk:
 
     def residency(self, host_bytes: int = 1 << 20) -> Residency:
         return Residency(self.pool, self.load, total_rows=9, host_bytes=host_bytes)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 def test_an_adapter_is_read_once_and_its_rows_are_filled() -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -297,3 +297,15 @@ def test_a_client_that_has_left_calls_no_more() -> None:
             with pytest.raises(CancelledError):
                 proxy(client, shared)(torch.ones(1, 2), 0)
         assert toy.batches == [1]
+
+
+def test_a_request_gives_its_turn_back() -> None:
+    """With its next call, and when it ends between two calls, in whatever way."""
+    with _owner(max_gather_s=0) as (owner, toy, _):
+        shared = SharedModule(owner, "toy", toy, CallShape(stage=1, max_rows=9, loops=True))
+        with suppress(ZeroDivisionError), owner.client((), None) as client:
+            for _ in range(2):
+                proxy(client, shared)(torch.ones(1, 2), 0)
+                assert owner.turn.locked()
+            raise ZeroDivisionError
+        assert not owner.turn.locked()

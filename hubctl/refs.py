@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
 
 from hubctl.errors import InputError
 
 # One path segment of a repository id: the Hub's own rule (letters, digits, and -_. between them, at most 96).
 _SEGMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+_MARKS = ("resolve", "blob", "raw", "tree")  # what follows a repository's id in an address
 _REVISION = re.compile(r"(?!/)(?!.*(?:\.\.|//|/$))[A-Za-z0-9._/+-]{1,255}")
 
 
@@ -48,6 +50,38 @@ class AdapterRef:
 
     def __str__(self) -> str:
         return f"{self.repo_id}@{self.revision}" if self.revision else self.repo_id
+
+
+@dataclass(frozen=True, slots=True)
+class WebRef:
+    """A repository, or one file of it, as its address in a browser says it."""
+
+    endpoint: str
+    ref: AdapterRef
+    file: str | None
+    """Path of the file in the repository."""
+
+    @classmethod
+    def parse(cls, url: str) -> WebRef:
+        """Read `https://HOST/OWNER/NAME`, or with `/resolve/REVISION/FILE` (or `/blob/`, `/raw/`) behind it.
+
+        Raises:
+            InputError: the address is of anything else.
+        """
+        parts = urlsplit(url)
+        words = [unquote(word) for word in parts.path.split("/") if word]
+        marks = [at for at, word in enumerate(words) if word in _MARKS and at >= 2]
+        at = marks[0] if marks else len(words)
+        owner, revision, file = words[: at - 2], words[at + 1 : at + 2], words[at + 2 :]
+        wrong = "datasets" in owner or "spaces" in owner or len(words) < 2
+        if wrong or (marks and not revision) or (marks and words[at] != "tree" and not file):
+            raise InputError(
+                f"'{url}' is no address of an adapter",
+                hint="https://HOST/OWNER/NAME/resolve/main/FILE.safetensors",
+            )
+        ref = AdapterRef.parse("@".join(["/".join(words[at - 2 : at]), *revision]))
+        endpoint = "/".join([f"{parts.scheme}://{parts.netloc}", *owner])
+        return cls(endpoint, ref, "/".join(file) if marks and words[at] != "tree" else None)
 
 
 @dataclass(frozen=True, slots=True)

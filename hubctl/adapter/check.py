@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+from hubctl.adapter.fingerprint import TITLES, Place, family_of
 
 
 class _Module(Protocol):
@@ -31,8 +33,7 @@ class _Head(Protocol):
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 
-# In-features of the cross-attention's to_k tell a text-to-image family.
-_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+Verdict = Literal["fits", "partly", "wrong-base"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,18 @@ class Fit:
     matched: int
     total: int
     problems: tuple[str, ...]
+    looks_like: str | None = None
+    """The family that the adapter's layers point to (`fingerprint.TITLES`)."""
+    base_looks_like: str | None = None
+    """The family that the base's own layers point to."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fits, partly fits, or was made for another kind of base."""
+        if self.fits:
+            return "fits"
+        other = self.looks_like is not None and self.looks_like != self.base_looks_like
+        return "wrong-base" if other or not self.matched else "partly"
 
     @property
     def fits(self) -> bool:
@@ -60,6 +73,7 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
     """
     problems: list[str] = []
     total = 0
+    modules = tuple(modules)
     for m in modules:
         total += 1
         where = f"{m.component}.{m.module}"
@@ -72,7 +86,10 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
             problems.append(f"'{where}' is {_x(weight)} in the base, the adapter was made for {_x(made_for)}")
     head_total, head_problems = _check_heads(tuple(heads), base.get("model", {}))
     total, problems = total + head_total, problems + head_problems
-    return Fit(total - len(problems), total, tuple(problems))
+    matched = total - len(problems)
+    if matched == total > 0:
+        return Fit(matched, total, ())
+    return Fit(matched, total, tuple(problems), family_of(_places(modules)), family_of(_base_places(base)))
 
 
 def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]]) -> tuple[int, list[str]]:
@@ -109,15 +126,27 @@ def _whole(
 
 
 def looks_like(modules: Iterable[_Module]) -> str | None:
-    """The family that the shapes point to, or None."""
-    for m in modules:
-        if m.component == "unet" and m.module.endswith("attn2.to_k"):
-            return _WIDTHS.get(m.a_shape[1])
-        if m.component == "transformer":
-            return "SD3" if ".attn.add_q_proj" in m.module and m.a_shape[1] == 1536 else "a transformer base"
-        if m.component == "model":
-            return "a transformers model"
-    return None
+    """The family that the shapes point to, as people write it, or None."""
+    modules = tuple(modules)
+    if family := family_of(_places(modules)):
+        return TITLES[family]
+    components = {m.component for m in modules}
+    if "transformer" in components:
+        return "a transformer base"
+    return "a transformers model" if "model" in components else None
+
+
+def _places(modules: Iterable[_Module]) -> Iterator[Place]:
+    return (Place(m.component, m.module, m.a_shape[1], m.b_shape[0]) for m in modules)
+
+
+def _base_places(base: Shapes) -> Iterator[Place]:
+    return (
+        Place(component, name.removesuffix(".weight"), shape[1], shape[0])
+        for component, tensors in base.items()
+        for name, shape in tensors.items()
+        if len(shape) > 1 and name.endswith(".weight")
+    )
 
 
 def _x(shape: tuple[int, ...]) -> str:

@@ -108,17 +108,18 @@ def read_layout(path: Path) -> AdapterLayout:
         AdapterError: no weights, a kind of adapter that hubctl does not run (named), a key without its pair,
             or a rank and shape that contradict each other.
     """
-    weights, dialect = _find_weights(path)
+    weights, dialect = find_weights(path)
     header = read_header(weights)
     if dialect == "peft":
-        config = _read_config(weights.parent / CONFIG_PEFT)
+        config = read_config(weights.parent / CONFIG_PEFT)
         return _layout("peft", weights, header, {"model": config}, config)
     raw = header.metadata.get("lora_adapter_metadata")
     flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
     return _layout("diffusers", weights, header, _by_component(flat), None)
 
 
-def _find_weights(path: Path) -> tuple[Path, Literal["diffusers", "peft"]]:
+def find_weights(path: Path) -> tuple[Path, Literal["diffusers", "peft"]]:
+    """The weights file in the folder (or at) `path`, and whose spelling its name promises."""
     if path.is_file():
         return path, "peft" if path.name == WEIGHTS_PEFT else "diffusers"
     if (path / WEIGHTS_DIFFUSERS).is_file():
@@ -318,7 +319,8 @@ def _by_component(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return configs
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """Peft's settings in the file `path`; `AdapterError` when it is missing, too large or no table."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise AdapterError(f"{path.name} is larger than {MAX_CONFIG_BYTES:,} bytes")

@@ -1,19 +1,14 @@
-"""`hubctl push, pull, list, show, remove, inspect, check, login, whoami`: adapters and where they live."""
+"""`hubctl push, pull, list, show, remove, login, whoami`: adapters and where they live."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hubctl.cli.output import Output, ago, human_bytes, json_option
-
-if TYPE_CHECKING:
-    from hubctl.adapter.layout import AdapterLayout
-
-SHOWN_PROBLEMS = 10
 
 remote_option = click.option("--remote", metavar="NAME", help="Another registry than the current one.")
 
@@ -269,68 +264,6 @@ def remove(output: Output, repo: str, yes: bool, remote: str | None) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="DIR", type=click.Path(path_type=Path))
-@json_option
-@click.pass_obj
-def inspect(output: Output, path: Path) -> None:
-    """Show what an adapter folder (or weights file) holds: layers, rank, alpha, scale.
-
-    \b
-    Examples:
-      hubctl inspect my-lora
-      hubctl inspect my-lora --json
-    """
-    from hubctl.adapter.layout import read_layout
-    from hubctl.errors import NotFoundError
-    from hubctl.hub.describe import describe
-
-    if not path.exists():
-        raise NotFoundError(f"no folder {path}", hint="hubctl inspect DIR")
-    layout = read_layout(path)
-    if not (output.json or output.quiet):
-        output.text(f"{layout.weights_file}: {layout.dialect}, {describe(layout)['summary']}\n")
-    output.table(
-        _layout_rows(layout),
-        {"layer": "layer", "rank": "rank", "alpha": "alpha", "scale": "scale", "a": "A", "b": "B"},
-        formats={"a": _shape, "b": _shape, "alpha": "{:g}".format, "scale": "{:g}".format},
-    )
-
-
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--base", metavar="REF", help="A base model; default: the one that the card names.")
-@remote_option
-@json_option
-@click.pass_obj
-def check(output: Output, folder: Path, base: str | None, remote: str | None) -> None:
-    """Say whether an adapter is sound and fits a base (exit code 5 if not).
-
-    \b
-    Examples:
-      hubctl check my-lora
-      hubctl check my-lora --base emoji-64
-    """
-    from hubctl.errors import NotFoundError
-    from hubctl.hub.describe import describe
-    from hubctl.hub.push import compare
-    from hubctl.hub.remotes import connect
-
-    if not folder.exists():
-        raise NotFoundError(f"no folder {folder}", hint="hubctl check DIR")
-    compared = compare(folder, lambda: connect(remote), base)
-    found, fit = describe(compared.layout), compared.fit
-    data = {"fits": fit.fits, "base": compared.base_id, "problems": fit.problems, **found}
-    if fit.fits:
-        output.result(data, text=f"{folder} fits {compared.base_id}: {found['summary']}", quiet="base")
-        return
-    listed = [f"  {problem}" for problem in fit.problems[:SHOWN_PROBLEMS]]
-    if len(fit.problems) > SHOWN_PROBLEMS:
-        listed.append(f"  and {len(fit.problems) - SHOWN_PROBLEMS} more")
-    output.result(data, text="\n".join(listed), quiet="base")
-    compared.refuse_misfit()
-
-
-@click.command()
 @click.option("--token-stdin", is_flag=True, help="Read the token from standard input.")
 @remote_option
 @json_option
@@ -409,26 +342,3 @@ def _use(repo_id: str, folder: Path, kind: str) -> str:
     if read_card_data(folder).get("pipeline_tag") == "image-segmentation":
         return f"hubctl segment photo.png --adapter {repo_id}"
     return f'hubctl generate "a prompt" --adapter {repo_id}'
-
-
-def _layout_rows(layout: AdapterLayout) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": f"{m.component}.{m.module}",
-            "rank": m.rank,
-            "alpha": m.alpha,
-            "scale": m.scale,
-            "a": m.a_shape,
-            "b": m.b_shape,
-        }
-        for m in layout.modules
-    ]
-    rows += [
-        {"layer": head.name, "rank": None, "alpha": None, "scale": None, "a": head.shape, "b": None}
-        for head in layout.heads
-    ]
-    return rows
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

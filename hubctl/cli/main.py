@@ -13,7 +13,8 @@ import hubctl
 from hubctl import settings
 from hubctl.cli.bench import bench
 from hubctl.cli.demo import demo
-from hubctl.cli.hub import check, inspect, list_, login, pull, push, remove, show, whoami
+from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
+from hubctl.cli.inspect import check, inspect
 from hubctl.cli.output import Output
 from hubctl.cli.registry import registry
 from hubctl.cli.remote import remote

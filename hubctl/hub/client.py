@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubctl.adapter.header import MAX_HEADER_BYTES
 from hubctl.errors import (
     AccessError,
     ConflictError,
@@ -47,6 +48,8 @@ READ_TIMEOUT_S = 60.0
 """Between two bytes; a commit of many files keeps a registry busy for a while before it answers."""
 DOWNLOAD_TRIES = 3
 CHUNK_BYTES = 1 << 20
+HEADER_READ_BYTES = 256 << 10
+"""Asked for at once: the whole header of all but the largest adapters."""
 MAX_UNHASHED_BYTES = 32 << 20
 """Largest weights file that is fetched only to learn its sha256, where the registry does not state it."""
 
@@ -264,21 +267,18 @@ class Hub:
             target.unlink(missing_ok=True)
             raise
 
-    def safetensors_header(
-        self, info: RepoInfo, path: str
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """The header of a safetensors file, by range requests.
+    def safetensors_header(self, info: RepoInfo, path: str) -> bytes:
+        """The first bytes of a safetensors file, up to its tensors, by one range request, or two.
 
-        Returns:
-            Tensor name → dtype, shape and data_offsets; and the free-form metadata.
+        A length that is no header's is handed on as it is: whoever reads the bytes refuses it.
         """
-        with self._translated(f"{info.repo_id}/{path}"):
-            found = self._api().parse_safetensors_file_metadata(info.repo_id, path, revision=info.commit)
-        tensors = {
-            name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": list(t.data_offsets)}
-            for name, t in found.tensors.items()
-        }
-        return tensors, dict(found.metadata or {})
+        size = info.files[path].size_bytes
+        head = self._range(info, path, 0, min(HEADER_READ_BYTES, size)) if size else b""
+        length = int.from_bytes(head[:8], "little")
+        end = 8 + length
+        if len(head) < end <= size and length <= MAX_HEADER_BYTES:
+            head += self._range(info, path, len(head), end)
+        return head[:end]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.endpoint})"
@@ -309,6 +309,23 @@ class Hub:
             digest.update(chunk)
         return digest.hexdigest()
 
+    def _range(self, info: RepoInfo, path: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (exclusive) of a file, and no more, whatever the server would send."""
+        got = b""
+        with (
+            self._translated(f"{info.repo_id}/{path}"),
+            self._open(info, path, wanted=f"bytes={start}-{end - 1}") as response,
+        ):
+            if start and response.status_code != 206:
+                raise UnavailableError(f"{self} does not send parts of files", hint="pull it whole")
+            for chunk in response.iter_bytes(CHUNK_BYTES >> 4):
+                got += chunk
+                if len(got) >= end - start:
+                    break
+        if len(got) < end - start:
+            raise IntegrityError(f"{path} of {info.repo_id} ends after {start + len(got):,} bytes")
+        return got[: end - start]
+
     def _stream(self, info: RepoInfo, path: str, size_bytes: int) -> Iterator[bytes]:
         """The bytes of a file, resumed after a broken connection; never more than `size_bytes`."""
         import httpx2
@@ -316,7 +333,7 @@ class Hub:
         done, tries = 0, 0
         while True:
             try:
-                with self._open(info, path, offset=done) as response:
+                with self._open(info, path, wanted=f"bytes={done}-" if done else None) as response:
                     if done and response.status_code != 206:
                         raise UnavailableError(f"{self} cannot resume {path}", hint="pull again")
                     for chunk in response.iter_bytes(CHUNK_BYTES):
@@ -334,7 +351,7 @@ class Hub:
                 time.sleep(0.2 * tries)
 
     @contextmanager
-    def _open(self, info: RepoInfo, path: str, *, offset: int) -> Iterator[httpx2.Response]:
+    def _open(self, info: RepoInfo, path: str, *, wanted: str | None) -> Iterator[httpx2.Response]:
         _prepare()
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
@@ -344,8 +361,8 @@ class Hub:
         url = hf_hub_url(info.repo_id, path, revision=info.commit, endpoint=self.endpoint)
         headers = build_hf_headers(token=self.token or False, library_name="hubctl")
         headers["Accept-Encoding"] = "identity"  # hashes are of the bytes as stored
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        if wanted:
+            headers["Range"] = wanted
         with get_session().stream("GET", url, headers=headers) as response:
             if response.status_code >= 400:
                 response.read()

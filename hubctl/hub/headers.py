@@ -7,8 +7,6 @@ other.
 
 from __future__ import annotations
 
-import json
-import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hubctl.adapter.base_shapes import BaseShapes, read_base_shapes
-from hubctl.adapter.layout import AdapterLayout, read_layout
+from hubctl.adapter.layout import CONFIG_PEFT, AdapterLayout, read_layout
 from hubctl.base_models import OWNER, embedded_path, locate_base
-from hubctl.errors import AdapterError, InputError, NotFoundError
+from hubctl.errors import AdapterError, InputError, IntegrityError, NotFoundError
 from hubctl.families import detect_family
 from hubctl.hub.pull import base_files
 from hubctl.hub.records import AdapterInfo, RepoInfo
@@ -67,39 +65,40 @@ def remote_layout(hub: Hub, info: AdapterInfo) -> AdapterLayout:
     Raises:
         AdapterError: it is not in a form that hubctl runs.
     """
-    with _hollow(hub, info, ["adapter_config.json"], [info.weights_file]) as folder:
+    with hollow_folder(hub, info, [CONFIG_PEFT], [info.weights_file]) as folder:
         return read_layout(folder)
 
 
 def _shapes_on(hub: Hub, info: RepoInfo) -> BaseShapes:
     names = base_files(info)
     configs = [name for name in names if name.endswith(".json") and name.count("/") <= 1]
-    with _hollow(hub, info, configs, []) as folder:
+    with hollow_folder(hub, info, configs, []) as folder:
         family = detect_family(folder)
     homes = {"." if component == "model" else component for component in family.components}
     weights = [
         name for name in names if name.endswith(".safetensors") and str(PurePosixPath(name).parent) in homes
     ]
     indexes = [name for name in configs if name.endswith(".index.json")]
-    with _hollow(hub, info, indexes, weights) as folder:
+    with hollow_folder(hub, info, indexes, weights) as folder:
         return read_base_shapes(folder, family)
 
 
 @contextmanager
-def _hollow(hub: Hub, info: RepoInfo, whole: Sequence[str], hollow: Sequence[str]) -> Iterator[Path]:
+def hollow_folder(hub: Hub, info: RepoInfo, whole: Sequence[str], hollow: Sequence[str]) -> Iterator[Path]:
     """A temporary folder with the files `whole` (those that exist) and the headers of the files `hollow`."""
     with tempfile.TemporaryDirectory(prefix="hubctl-headers-") as made:
         folder = Path(made)
         for name in whole:
             if name in info.files and info.files[name].size_bytes <= MAX_CONFIG_BYTES:
-                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 hub.download(info, name, folder / name)
         for name in hollow:
-            (folder / name).parent.mkdir(exist_ok=True)
-            tensors, metadata = hub.safetensors_header(info, name)
-            header = json.dumps({"__metadata__": metadata, **tensors}).encode()
-            end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-            with (folder / name).open("wb") as file:
-                file.write(struct.pack("<Q", len(header)) + header)
-                file.truncate(8 + len(header) + end)  # a hole: takes no space
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            head, size = hub.safetensors_header(info, name), info.files[name].size_bytes
+            try:
+                with (folder / name).open("wb") as file:
+                    file.write(head)
+                    file.truncate(size)  # a hole: takes no space
+            except OSError as error:
+                raise IntegrityError(f"{name} of {info.repo_id} cannot have {size:,} bytes") from error
         yield folder

@@ -12,7 +12,7 @@ from typing import Literal
 from hubctl.adapter.base_shapes import BaseShapes
 from hubctl.adapter.card import read_card_data
 from hubctl.adapter.check import Fit, check_fit
-from hubctl.adapter.gate import gate, refuse_misfit, refuse_unsafe_files
+from hubctl.adapter.gate import gate, gate_headers, refuse_misfit, refuse_unsafe_files
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.errors import AdapterError, InputError, NotFoundError
@@ -87,8 +87,12 @@ def push(
     )
 
 
-def compare(folder: Path, connect: Callable[[], Hub], base: str | None = None) -> Compared:
+def compare(
+    folder: Path, connect: Callable[[], Hub], base: str | None = None, *, values: bool = True
+) -> Compared:
     """Judge the adapter in `folder`, and compare it with `base` or the base that its card names.
+
+    Without `values` no number is read, so that NaN and infinity pass.
 
     Raises:
         AdapterError: it is unsound, or its card names no base.
@@ -96,7 +100,7 @@ def compare(folder: Path, connect: Callable[[], Hub], base: str | None = None) -
     """
     refuse_unsafe_files(folder)
     named = base or base_model_of(folder)
-    layout = gate(folder, None)
+    layout = gate(folder, None) if values else gate_headers(folder)
     base_id, shapes = base_shapes(named, connect)
     return Compared(layout=layout, base_id=base_id, shapes=shapes)
 

@@ -207,6 +207,22 @@ def connect(remote: str | None = None, *, env: Environment | None = None, token:
     return Hub(chosen.url, token, chosen.name)
 
 
+def connect_to(url: str, *, env: Environment | None = None) -> Hub:
+    """A `Hub` for the registry at `url`, with a token only if one was stored for that very address.
+
+    The environment's tokens are for the registry that was chosen: this is it only if it has its address.
+    """
+    from hubctl.hub.client import Hub, hf_login
+
+    env = env or environment()
+    url = normal_url(url)
+    if select_remote(None, env).url == url:
+        return connect(env=env)
+    name = next((known.name for known in list_remotes(env.home) if known.url == url), urlsplit(url).netloc)
+    token = _read_tokens(env.home).get(url)
+    return Hub(url, hf_login() if token is None and url == HF_URL else token, name)
+
+
 def _read_remotes(home: Path) -> _RemotesFile:
     path = home / "remotes.toml"
     return load_toml(path, _RemotesFile) if path.exists() else _RemotesFile()

@@ -18,6 +18,7 @@ PURE = (
     "hubctl/errors.py",
     "hubctl/refs.py",
     "hubctl/adapter/check.py",
+    "hubctl/adapter/fingerprint.py",
     "serve/engine/fair.py",
     "serve/engine/rows.py",
     "serve/engine/schedule.py",

@@ -142,7 +142,10 @@ def test_a_linear_pair_fits_exactly_its_own_shape(
         (Module(a_shape=(4, 1024)), "Stable Diffusion 2.x"),
         (Module(a_shape=(4, 2048)), "SDXL"),
         (Module(a_shape=(4, 5)), None),
-        (Module(component="transformer", module="x.attn.add_q_proj", a_shape=(4, 1536)), "SD3"),
+        (
+            Module(component="transformer", module="transformer_blocks.0.attn.add_q_proj", a_shape=(4, 1536)),
+            "SD3",
+        ),
         (Module(component="transformer", module="x.attn.to_q", a_shape=(4, 3072)), "a transformer base"),
         (Module(component="model"), "a transformers model"),
     ],

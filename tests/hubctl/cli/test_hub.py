@@ -97,7 +97,7 @@ def test_check_lists_what_does_not_fit(session: Session, tmp_path: Path) -> None
     assert "fits" in run_cli("check", session.adapter).out
     other = write_base(tmp_path / "other", {"conv_in.weight": (8, 4, 3, 3)})
     ran = run_cli("check", session.adapter, "--base", other)
-    assert ran.code == 5
+    assert ran.code == 11
     assert ran.out.count("the base has no layer") == 3
     facts = json.loads(run_cli("check", session.adapter, "--base", other, "--json").out)
     assert (facts["fits"], len(facts["problems"])) == (False, 3)
@@ -181,5 +181,5 @@ def test_inspect(session: Session) -> None:
     ran = run_cli("inspect", session.adapter)
     assert "3 layers (3 in unet), rank 2" in ran.out
     assert "attn2.to_k  2     2      1      2x16  8x2" in ran.out
-    rows = run_cli("inspect", session.adapter / WEIGHTS, "--json").json()
-    assert rows[0]["a"] == [2, 8]
+    facts = run_cli("inspect", session.adapter / WEIGHTS, "--json").json()
+    assert facts["layers"][0]["a"] == [2, 8]

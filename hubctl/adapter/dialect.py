@@ -85,7 +85,7 @@ _UNET = ("down_blocks_", "up_blocks_", "mid_block_", "input_blocks_", "output_bl
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
+class LayerShapes:
     """One layer that a file adapts, and the tensors that do it."""
 
     component: str
@@ -151,7 +151,7 @@ class Recognised:
 
     dialect: str
     """A key of `DIALECTS`."""
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerShapes, ...]
     whole: tuple[str, ...] = ()
     """Tensors that replace the base's own (peft's `modules_to_save`)."""
     unknown: tuple[str, ...] = ()
@@ -183,7 +183,7 @@ def recognise(header: Header, config: Mapping[str, Any] | None = None) -> Recogn
             kinds.setdefault((component, module), set()).add(kind)
     named = _PEFT_TYPES.get(peft_type, peft_type) if config is not None and peft_type != "LORA" else None
     layers = tuple(
-        Layer(
+        LayerShapes(
             component=component,
             module=module,
             kind=named or _kind(kinds[component, module], found, header),
@@ -247,8 +247,8 @@ def _kind(kinds: set[str], parts: Mapping[str, str], header: Header) -> str:
 
 
 def _ia3(
-    layers: tuple[Layer, ...], unknown: list[str], header: Header
-) -> tuple[tuple[Layer, ...], list[str]]:
+    layers: tuple[LayerShapes, ...], unknown: list[str], header: Header
+) -> tuple[tuple[LayerShapes, ...], list[str]]:
     """Give LyCORIS' IA3 its factors: they are called `weight`, which only `on_input` beside them explains."""
     left = set(unknown)
     whole = []
@@ -257,7 +257,7 @@ def _ia3(
         key = mark.removesuffix("on_input") + "weight" if mark else ""
         if key in left:
             left.remove(key)
-            layer = Layer(
+            layer = LayerShapes(
                 component=layer.component, module=layer.module, kind=layer.kind,
                 keys={**layer.keys, "weight": key},
                 shapes={**layer.shapes, "weight": header.tensors[key].shape},
@@ -266,7 +266,7 @@ def _ia3(
     return tuple(whole), [key for key in unknown if key in left]
 
 
-def _dialect(header: Header, layers: tuple[Layer, ...], config: Mapping[str, Any] | None) -> str:
+def _dialect(header: Header, layers: tuple[LayerShapes, ...], config: Mapping[str, Any] | None) -> str:
     votes: Counter[str] = Counter()
     for key in header.tensors:
         bare = _COMFY.sub("", key)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubctl.adapter.dialect import DIALECTS, Layer, Recognised
+from hubctl.adapter.dialect import DIALECTS, LayerShapes, Recognised
 from hubctl.adapter.fingerprint import TITLES
 from hubctl.adapter.gate import CODE, PICKLES
 from hubctl.adapter.header import Header
@@ -105,7 +105,7 @@ def _of_structure(found: Recognised) -> _Told:
         yield "unknown-keys", f"{count} tensors belong to no layer, '{first}' first"
 
 
-def _goes_together(layer: Layer) -> bool:
+def _goes_together(layer: LayerShapes) -> bool:
     a, b = layer.shapes.get("A"), layer.shapes.get("B")
     if layer.kind != "LoRA" or a is None or b is None:
         return True

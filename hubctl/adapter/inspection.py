@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubctl.adapter.dialect import DIALECTS, Layer, Recognised, recognise
+from hubctl.adapter.dialect import DIALECTS, LayerShapes, Recognised, recognise
 from hubctl.adapter.findings import SERVED_DIALECTS, Finding, find_oddities
 from hubctl.adapter.fingerprint import family_of
 from hubctl.adapter.gate import gate_headers, refuse_unsafe_files
@@ -182,13 +182,15 @@ def _layers(
     return tuple(reports)
 
 
-def _scale(layer: Layer, alpha: float | None) -> float | None:
+def _scale(layer: LayerShapes, alpha: float | None) -> float | None:
     if layer.kind == "LoKr" and layer.rank is None:
         return 1.0  # both matrices are whole: LyCORIS leaves alpha out then
     return alpha / layer.rank if alpha is not None and layer.rank else None
 
 
-def _alpha(layer: Layer, header: Header, readable: Path | None, config: Mapping[str, Any]) -> float | None:
+def _alpha(
+    layer: LayerShapes, header: Header, readable: Path | None, config: Mapping[str, Any]
+) -> float | None:
     """A layer's alpha: its own tensor's value, or what stands for it where values are not read."""
     if key := layer.keys.get("alpha"):
         if readable:
@@ -204,6 +206,6 @@ def _alpha(layer: Layer, header: Header, readable: Path | None, config: Mapping[
     return number if math.isfinite(number) else None
 
 
-def _parameters(header: Header, layers: Sequence[Layer]) -> int:
+def _parameters(header: Header, layers: Sequence[LayerShapes]) -> int:
     skipped = {layer.keys["alpha"] for layer in layers if "alpha" in layer.keys}
     return sum(math.prod(t.shape) for key, t in header.tensors.items() if key not in skipped)

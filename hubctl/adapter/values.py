@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hubctl.adapter.dialect import Layer
+from hubctl.adapter.dialect import LayerShapes
 from hubctl.adapter.header import Header, TensorInfo, non_finite
 
 _SCALARS = {
@@ -44,7 +44,7 @@ class Values:
     """Layers that multiply by zero, and so change nothing."""
 
 
-def look_at_values(path: Path, header: Header, layers: Sequence[Layer]) -> Values:
+def look_at_values(path: Path, header: Header, layers: Sequence[LayerShapes]) -> Values:
     """Read the tensors of `path`."""
     idle = []
     with path.open("rb") as file:

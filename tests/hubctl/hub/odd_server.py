@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -51,6 +51,29 @@ def always(status: int, body: bytes, **headers: str) -> Answer:
     return answer
 
 
+class CountingProxy:
+    """Hands requests on to `endpoint`, and remembers what each asked for and how many bytes came back."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.seen: list[tuple[str, str, int]] = []
+        """Method, path and bytes of each answer."""
+        self.tokens: set[str | None] = set()
+        """The Authorization headers that came."""
+        self._target = urlsplit(endpoint)
+
+    def of(self, name: str) -> list[int]:
+        """The bytes of each answer about the file `name`."""
+        return [count for _, path, count in self.seen if path.endswith(name)]
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        response, body = _passed_on(request, self._target)
+        self.tokens.add(request.headers.get("Authorization"))
+        self.seen.append((request.command, request.path, len(body)))
+        _begin(request, response)
+        request.wfile.write(body)
+
+
 class CuttingProxy:
     """Hands requests on to `endpoint`, but breaks downloads of `name` off after `cuts` bytes, one by one."""
 
@@ -63,17 +86,8 @@ class CuttingProxy:
 
     def __call__(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request."""
-        upstream = http.client.HTTPConnection(str(self._target.hostname), self._target.port)
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "connection")}
-        upstream.request(request.command, request.path, headers=headers)
-        response = upstream.getresponse()
-        body = response.read()
-        request.send_response(response.status)
-        for name, value in response.getheaders():
-            if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
-                request.send_header(name, value)
-        request.end_headers()
-        upstream.close()
+        response, body = _passed_on(request, self._target)
+        _begin(request, response)
         if request.command == "GET" and request.path.endswith(self._name):
             self.ranges.append(request.headers.get("Range"))
             if self._cuts:
@@ -81,3 +95,25 @@ class CuttingProxy:
                 request.close_connection = True
                 return
         request.wfile.write(body)
+
+
+def _passed_on(
+    request: BaseHTTPRequestHandler, target: SplitResult
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """What `target` answers to the same request."""
+    upstream = http.client.HTTPConnection(str(target.hostname), target.port)
+    headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "connection")}
+    upstream.request(request.command, request.path, headers=headers)
+    response = upstream.getresponse()
+    body = response.read()
+    upstream.close()
+    return response, body
+
+
+def _begin(request: BaseHTTPRequestHandler, response: http.client.HTTPResponse) -> None:
+    """Send the head of an answer as it came."""
+    request.send_response(response.status)
+    for name, value in response.getheaders():
+        if name.lower() not in ("connection", "transfer-encoding", "date", "server"):
+            request.send_header(name, value)
+    request.end_headers()

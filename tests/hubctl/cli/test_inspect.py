@@ -1,0 +1,212 @@
+"""inspect and check, as typed, here and against a real registry."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from huggingface_hub import HfApi
+
+from hubctl.adapter.findings import CODES
+from tests.adapters import UNET, put_nan, write_adapter, write_base
+from tests.cli import run_cli
+from tests.hubctl.adapter.raw import diffusers_folder, pair, weights
+
+if TYPE_CHECKING:
+    from tests.registry_server import RegistryServer
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+KOHYA = {
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 2048),
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_up.weight": (640, 4),
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.alpha": (),
+}
+
+
+@pytest.fixture
+def remote(registry: RegistryServer, request: pytest.FixtureRequest) -> str:
+    """A user who is logged in to the registry."""
+    user = request.node.name.replace("_", "-")[5:35].strip("-")
+    token = registry.token(user)
+    added = run_cli("remote", "add", "local", registry.endpoint, "--use", "--token-stdin", stdin=token)
+    assert added.code == 0, added.err
+    return user
+
+
+def test_inspect_tells_people_and_programs(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", "acme/base")
+    ran = run_cli("inspect", folder)
+    assert ran.code == 0, ran.err
+    for line in (
+        "dialect         diffusers",
+        "kind            LoRA x 3",
+        "served          yes",
+        "3 layers (3 in unet), rank 2, alpha 2, scale 1",
+        "dtype           F32 x 6",
+        "values          finite, trained",
+        "base stated     acme/base (card)",
+        "attn2.to_k  2     2      1      2x16  8x2  LoRA",
+    ):
+        assert line in ran.out
+    facts = run_cli("inspect", folder, "--json").json()
+    assert (facts["dialect"], facts["served"], facts["ranks"], facts["warnings"]) == (
+        "diffusers",
+        True,
+        {"2": 3},
+        [],
+    )
+    assert facts["values"] == {"looked_at": True, "non_finite": [], "idle": []}
+    assert facts["layers"][2] == {
+        "layer": "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k",
+        "kind": "LoRA", "rank": 2, "alpha": 2.0, "scale": 1.0, "a": [2, 16], "b": [8, 2], "conv": False,
+    }  # fmt: skip
+    assert run_cli("inspect", folder, "-q").out == "diffusers\n"
+
+
+def test_what_is_not_served_is_inspected_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "style.safetensors"
+    path.write_bytes(
+        weights(KOHYA, metadata={"ss_base_model_version": "sd_v1", "ss_dataset_dirs": "/mnt/x/y"})
+    )
+    ran = run_cli("inspect", path)
+    assert ran.code == 0, ran.err
+    for text in (
+        "kohya / A1111",
+        "base by shapes  SDXL",
+        "1 layers idle",
+        "base-mismatch",
+        "untrained",
+        "local-paths",
+    ):
+        assert text in ran.out
+    facts = run_cli("inspect", path, "--json").json()
+    found = [finding["code"] for finding in facts["warnings"]]
+    assert found == ["unsupported-dialect", "untrained", "base-mismatch", "local-paths"]
+
+
+def test_many_layers_are_cut_short_unless_asked_for(tmp_path: Path) -> None:
+    shapes = {k: s for n in range(30) for k, s in pair(f"unet.blocks.{n}.to_q").items()}
+    folder = diffusers_folder(tmp_path, shapes)
+    short, whole = run_cli("inspect", folder), run_cli("inspect", folder, "--layers")
+    assert (short.out.count("to_q"), whole.out.count("to_q")) == (20, 30)
+    assert f"and 10 more: hubctl inspect {folder} --layers" in short.err
+    assert len(run_cli("inspect", folder, "--json").json()["layers"]) == 30
+
+
+def test_nan_is_reported_not_refused(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", "acme/base")
+    put_nan(folder / WEIGHTS)
+    facts = run_cli("inspect", folder, "--json").json()
+    assert facts["served"] is False
+    assert [finding["code"] for finding in facts["warnings"]] == ["non-finite"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code"),
+    [
+        ("a.safetensors", b"\x80\x04.", 5),
+        ("a.ckpt", b"\x80\x04.", 5),
+        ("nowhere", None, 3),
+        ("a.b/c/d", None, 3),
+    ],
+)
+def test_what_cannot_be_inspected(tmp_path: Path, name: str, data: bytes | None, code: int) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    for command in ("inspect", "check"):
+        ran = run_cli(command, name, "--json", cwd=tmp_path)
+        assert (ran.code, ran.out) == (code, "")
+        assert json.loads(ran.err)["error"]["hint"]
+
+
+def test_help_lists_every_code() -> None:
+    said = run_cli("inspect", "--help").out
+    assert [code for code in CODES if code not in said] == []
+
+
+def test_inspect_and_check_by_name_and_by_address(
+    remote: str, registry: RegistryServer, tmp_path: Path
+) -> None:
+    base = run_cli("push", write_base(tmp_path / "base"), "--kind", "base", "-q").out.strip()
+    repo = run_cli("push", write_adapter(tmp_path / "line-art", base), "-q").out.strip()
+    address = f"{registry.endpoint}/{repo}/resolve/main/{WEIGHTS}"
+    reports = [run_cli("inspect", what, "--json").json() for what in (repo, f"{repo}@main", address)]
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0]["values"] == {"looked_at": False}
+    here = run_cli("inspect", tmp_path / "line-art", "--json").json()
+    same = ("sha256", "layers", "ranks", "base_stated", "bytes", "warnings", "dtypes")
+    assert {key: reports[0][key] for key in same} == {key: here[key] for key in same}
+    assert "values          not looked at" in run_cli("inspect", repo).out
+    for what in (repo, address):
+        ran = run_cli("check", what)
+        assert ran.code == 0, ran.err
+        assert f"{what} fits {base}: 3 layers" in ran.out
+    assert run_cli("check", repo, "--base", tmp_path / "base", "-q").out == "fits\n"
+    missing = run_cli("inspect", f"{remote}/nothing")
+    assert missing.code == 3
+    assert "has no repository" in missing.err
+
+
+def test_an_adapter_without_a_card_is_checked_against_a_named_base(
+    remote: str, registry: RegistryServer, tmp_path: Path
+) -> None:
+    folder = write_adapter(tmp_path / "a", "acme/base", card=False)
+    api = HfApi(endpoint=registry.endpoint, token=registry.token(remote))
+    api.create_repo(f"{remote}/a")
+    api.upload_file(path_or_fileobj=folder / WEIGHTS, path_in_repo="odd.safetensors", repo_id=f"{remote}/a")
+    ran = run_cli("check", f"{remote}/a")
+    assert ran.code == 5
+    assert f"next: hubctl check {remote}/a --base REF" in ran.err
+    assert run_cli("check", f"{remote}/a", "--base", write_base(tmp_path / "base")).code == 0
+
+
+WIDER = {**UNET, "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (8, 24)}
+OTHER = {"conv_in.weight": (8, 4, 3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("unet", "code", "verdict", "said"),
+    [
+        (UNET, 0, "fits", "fits"),
+        (WIDER, 10, "partly", "fits partly (2 of 3 parts)"),
+        (OTHER, 11, "wrong-base", "wrong base (0 of 3 parts fit)"),
+    ],
+)
+def test_each_verdict_has_its_exit_code(
+    tmp_path: Path, unet: dict[str, tuple[int, ...]], code: int, verdict: str, said: str
+) -> None:
+    base = write_base(tmp_path / "base", unet)
+    folder = write_adapter(tmp_path / "a", str(base))
+    ran = run_cli("check", folder)
+    assert ran.code == code, ran.err
+    assert said in ran.out
+    told = run_cli("check", folder, "--base", base, "--json")
+    facts = json.loads(told.out)
+    assert (told.code, facts["verdict"], facts["fits"]) == (code, verdict, code == 0)
+    assert len(facts["problems"]) == facts["total"] - facts["matched"]
+    assert run_cli("check", folder, "-q").out == f"{verdict}\n"
+
+
+def test_a_wrong_base_is_told_what_the_adapter_looks_like(tmp_path: Path) -> None:
+    name = "down_blocks.0.attentions.0.transformer_blocks.0"
+    base = write_base(
+        tmp_path / "base", {f"{name}.attn1.to_q.weight": (8, 8), f"{name}.attn2.to_k.weight": (8, 768)}
+    )
+    shapes = pair(f"unet.{name}.attn1.to_q", ins=8, outs=8) | pair(
+        f"unet.{name}.attn2.to_k", ins=2048, outs=8
+    )
+    ran = run_cli("check", diffusers_folder(tmp_path / "a", shapes), "--base", base)
+    assert ran.code == 11
+    assert "wrong base: looks like SDXL (1 of 2 parts fit)" in ran.out
+    facts = json.loads(run_cli("check", tmp_path / "a", "--base", base, "--json").out)
+    assert (facts["looks_like"], facts["base_looks_like"]) == ("sdxl", "sd1")
+
+
+def test_check_reads_no_values(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    folder = write_adapter(tmp_path / "a", str(base))
+    put_nan(folder / WEIGHTS)
+    assert run_cli("check", folder).code == 0
+    assert run_cli("push", folder).code == 5

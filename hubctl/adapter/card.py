@@ -102,11 +102,11 @@ def read_card_data(folder: Path) -> dict[str, Any]:
     Raises:
         AdapterError: the header is not valid YAML, or larger than `MAX_HEADER_BYTES`.
     """
-    import yaml
-
     path = folder / CARD
     if not path.is_file():
         return {}
+    import yaml
+
     text = path.read_text(encoding="utf-8", errors="replace")
     header = re.match(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", text, re.DOTALL)
     if not header:

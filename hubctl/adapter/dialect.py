@@ -40,7 +40,7 @@ _ENDINGS = re.compile(
            |lora_linear_layer\.down\.weight|lora_embedding_A(?:\.\w+)?)
     | (?P<B>lora_B(?:\.\w+)?\.weight|lora_B|lora_up\.weight|lora\.up\.weight
            |lora_linear_layer\.up\.weight|lora_embedding_B(?:\.\w+)?)
-    | (?P<M>dora_scale|lora_magnitude_vector(?:\.\w+)*)
+    | (?P<M>dora_scale|lora_magnitude_vector(?:\.\w+){0,2})
     | (?P<mid>lora_mid\.weight)
     | (?P<bias>lora_B\.bias|lora_up\.bias)
     | (?P<E>lora_E|ranknum)

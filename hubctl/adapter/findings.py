@@ -95,11 +95,11 @@ def _of_structure(found: Recognised) -> _Told:
     if other := [kind for kind in found.kinds if kind not in SERVED_KINDS]:
         yield "unsupported-kind", f"{', '.join(other)}: hubctl serves LoRA, rsLoRA and DoRA"
     if unpaired := [layer for layer in found.layers if layer.missing]:
-        lacks = f"'{unpaired[0].path}' has no {' or '.join(unpaired[0].missing)}"
+        lacks = f"'{unpaired[0].path[:80]}' has no {' or '.join(unpaired[0].missing)}"
         yield "unpaired", f"{len(unpaired)} of {len(found.layers)} layers lack a tensor: {lacks}"
     if odd := [layer for layer in found.layers if not _goes_together(layer)]:
         a, b = odd[0].shapes["A"], odd[0].shapes["B"]
-        yield "bad-shape", f"'{odd[0].path}' has A {list(a)} and B {list(b)}"
+        yield "bad-shape", f"'{odd[0].path[:80]}' has A {list(a)} and B {list(b)}"
     if found.unknown:
         count, first = len(found.unknown), found.unknown[0][:80]
         yield "unknown-keys", f"{count} tensors belong to no layer, '{first}' first"
@@ -129,13 +129,13 @@ def _of_numbers(found: Recognised, header: Header) -> _Told:
 def _of_values(values: Values | None, found: Recognised) -> _Told:
     if values and values.non_finite:
         count, first = len(values.non_finite), values.non_finite[0]
-        yield "non-finite", f"{count} tensors hold NaN or infinity, '{first}' first"
+        yield "non-finite", f"{count} tensors hold NaN or infinity, '{first[:80]}' first"
     if values and values.idle:
         idle, layers = len(values.idle), len(found.layers)
         if idle == layers and not found.whole:
             yield "untrained", "every layer multiplies by zero: the adapter changes nothing"
         else:
-            yield "idle-layers", f"{idle} of {layers} layers multiply by zero, '{values.idle[0]}' first"
+            yield "idle-layers", f"{idle} of {layers} layers multiply by zero, '{values.idle[0][:80]}' first"
 
 
 def _of_base(stated: Sequence[StatedBase], family: str | None) -> _Told:

@@ -22,7 +22,7 @@ SHOWN_LAYERS = 20
 
 
 @click.command()
-@click.argument("what", metavar="REF|PATH|URL")
+@click.argument("what", metavar="ADAPTER")
 @click.option("--file", metavar="NAME", help="The weights file, where there are several.")
 @click.option("--layers", "every_layer", is_flag=True, help=f"List all layers, not the first {SHOWN_LAYERS}.")
 @remote_option
@@ -31,8 +31,9 @@ SHOWN_LAYERS = 20
 def inspect(output: Output, what: str, file: str | None, every_layer: bool, remote: str | None) -> None:
     """Show what an adapter is: dialect, layers, ranks, scale, base, trigger words, and what looks wrong.
 
-    Every dialect is read, also those that hubctl does not serve. Of an adapter on a registry only the header
-    comes over the network, so its values are not looked at.
+    ADAPTER is a folder or weights file, OWNER/NAME[@REV] on a registry, or the address of a file there. Every
+    dialect is read, also those that hubctl does not serve. Of an adapter on a registry only the header comes
+    over the network, so its values are not looked at.
 
     \b
     Examples:
@@ -94,7 +95,7 @@ def inspect(output: Output, what: str, file: str | None, every_layer: bool, remo
 
 
 @click.command()
-@click.argument("what", metavar="REF|PATH|URL")
+@click.argument("what", metavar="ADAPTER")
 @click.option("--base", metavar="REF", help="A base model; default: the one that the card names.")
 @click.option("--file", metavar="NAME", help="The weights file, where there are several.")
 @remote_option
@@ -103,8 +104,15 @@ def inspect(output: Output, what: str, file: str | None, every_layer: bool, remo
 def check(output: Output, what: str, base: str | None, file: str | None, remote: str | None) -> int:
     """Say whether an adapter fits a base, from headers alone: every layer and every shape.
 
-    Exit codes: 0 it fits; 10 it fits partly; 11 wrong base; 5 hubctl does not run it, or it is broken. No
+    ADAPTER is a folder or weights file, OWNER/NAME[@REV] on a registry, or the address of a file there. No
     values are read: `hubctl inspect` looks for NaN.
+
+    \b
+    Exit codes:
+      0   it fits
+      10  it fits partly
+      11  wrong base: nothing fits, or it was made for another kind of base
+      5   hubctl does not run it, or it is broken
 
     \b
     Examples:

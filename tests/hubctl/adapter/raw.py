@@ -30,6 +30,23 @@ def weights(shapes: Shapes, *, dtype: str = "F32", metadata: Mapping[str, str] |
     return container(header, bytes(position))
 
 
+def hollow(
+    path: Path, shapes: Shapes, *, dtype: str = "F16", metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a sound file of any size that takes no space: a hole where the tensors would be."""
+    header: dict[str, object] = {}
+    position = 0
+    for name, shape in shapes.items():
+        end = position + prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    head = container(header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(len(head) + position)
+
+
 def pair(module: str, *, rank: int = 2, ins: int = 4, outs: int = 6) -> dict[str, tuple[int, ...]]:
     """The two tensors of one LoRA layer."""
     return {f"{module}.lora_A.weight": (rank, ins), f"{module}.lora_B.weight": (outs, rank)}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hubctl.adapter.findings import CODES
@@ -232,3 +235,28 @@ def test_what_is_broken_or_a_pickle_is_an_error(tmp_path: Path, name: str, data:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AdapterError):
         inspect_adapter(tmp_path / name)
+
+
+ODD_NAMES = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [f"{CROSS}.{end}" for end in ("alpha", "lora_up.weight", "hada_w1_a", "oft_blocks", "x")]
+        ),
+        st.sampled_from(
+            ["unet.", ".lora_A.weight", "lora_A.weight", "base_model.model.a", "on_input", "alpha"]
+        ),
+        st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=12),
+    ),
+    max_size=6,
+    unique=True,
+)
+
+
+@given(ODD_NAMES, st.lists(st.integers(0, 3), max_size=4), st.sampled_from(["F32", "BF16", "U8"]))
+def test_any_sound_file_has_a_report(names: list[str], shape: list[int], dtype: str) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        path = Path(made) / "x.safetensors"
+        path.write_bytes(weights({name: tuple(shape) for name in names}, dtype=dtype))
+        report = inspect_adapter(path)
+        assert set(codes(report)) <= set(CODES)
+        json.dumps(as_data(report), allow_nan=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,8 @@ from huggingface_hub import HfApi
 from hubctl.adapter.findings import CODES
 from tests.adapters import UNET, put_nan, write_adapter, write_base
 from tests.cli import run_cli
-from tests.hubctl.adapter.raw import diffusers_folder, pair, weights
+from tests.hubctl.adapter.published import places
+from tests.hubctl.adapter.raw import diffusers_folder, hollow, pair, weights
 
 if TYPE_CHECKING:
     from tests.registry_server import RegistryServer
@@ -210,3 +213,46 @@ def test_check_reads_no_values(tmp_path: Path) -> None:
     put_nan(folder / WEIGHTS)
     assert run_cli("check", folder).code == 0
     assert run_cli("push", folder).code == 5
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.5 and SDXL, and an adapter of every attention layer of each; headers alone."""
+    root = tmp_path_factory.mktemp("published")
+    for family, name in (("sd1", "StableDiffusionPipeline"), ("sdxl", "StableDiffusionXLPipeline")):
+        layers = {place.module: (place.outs or 0, place.ins or 0) for place in places(family)}
+        hollow(root / family / "unet/diffusion_pytorch_model.safetensors",
+               {f"{module}.weight": shape for module, shape in layers.items()})  # fmt: skip
+        (root / family / "unet/config.json").write_text("{}")
+        (root / family / "model_index.json").write_text(json.dumps({"_class_name": name}))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for module, (outs, ins) in layers.items():
+            if module.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+                shapes |= pair(f"unet.{module}", rank=16, ins=ins, outs=outs)
+        hollow(root / f"{family}-lora" / WEIGHTS, shapes)
+    return root
+
+
+def test_every_module_of_sdxl_is_compared(published: Path) -> None:
+    facts = run_cli("check", published / "sdxl-lora", "--base", published / "sdxl", "--json").json()
+    assert (facts["verdict"], facts["matched"], facts["total"]) == ("fits", 560, 560)
+    other = run_cli("check", published / "sdxl-lora", "--base", published / "sd1")
+    assert other.code == 11
+    assert "wrong base: looks like SDXL (" in other.out
+    assert " and 5" in other.out, "the problems are cut short"
+    back = run_cli("check", published / "sd1-lora", "--base", published / "sdxl")
+    assert back.code == 11
+    assert "wrong base: looks like Stable Diffusion 1.x (" in back.out
+
+
+def test_a_local_check_loads_no_client_and_no_yaml(published: Path) -> None:
+    words = ["check", str(published / "sdxl-lora"), "--base", str(published / "sdxl")]
+    code = (
+        "import sys\n"
+        "from hubctl.cli.main import cli\n"
+        "from hubctl.cli.output import Output\n"
+        f"assert cli.main({words!r}, obj=Output(), standalone_mode=False) == 0\n"
+        "heavy = {'huggingface_hub', 'httpx2', 'yaml', 'rich', 'numpy', 'torch'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,17 +6,14 @@ kohya's sd-scripts, LyCORIS, XLabs' and Black Forest Labs' Flux adapters, diffus
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from hubctl.adapter.fingerprint import Place
 from hubctl.adapter.header import Header
-
-Shape = tuple[int, ...]
+from hubctl.adapter.layer_shapes import LayerShapes
 
 DIALECTS = {
     "diffusers": "diffusers",
@@ -43,7 +40,8 @@ _ENDINGS = re.compile(
     | (?P<M>dora_scale|lora_magnitude_vector(?:\.\w+){0,2})
     | (?P<mid>lora_mid\.weight)
     | (?P<bias>lora_B\.bias|lora_up\.bias)
-    | (?P<E>lora_E|ranknum)
+    | (?P<E>lora_E)
+    | (?P<ranknum>ranknum)
     | (?P<alpha>alpha)
     | (?P<LoHa>hada_(?:w[12]_[ab]|t[12]))
     | (?P<LoKr>lokr_(?:w[12](?:_[ab])?|t[12]))
@@ -79,70 +77,7 @@ _FLUX_BLOCKS = re.compile(r"^(?:double|single)_blocks[._]\d")
 _TRANSFORMER = re.compile(
     r"(?:double|single|joint)_blocks_\d|(?:single_|joint_)?transformer_blocks_\d|blocks_\d|layers_\d"
 )
-
-
 _UNET = ("down_blocks_", "up_blocks_", "mid_block_", "input_blocks_", "output_blocks_", "middle_block_")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LayerShapes:
-    """One layer that a file adapts, and the tensors that do it."""
-
-    component: str
-    module: str
-    """Path of the layer as the file spells it, without the component."""
-    kind: str
-    """`LoRA`, `LoHa`, `LoKr`, ..."""
-    keys: Mapping[str, str]
-    """Part → tensor: `A`, `B`, `alpha`, `M` (DoRA's magnitudes), or the end of the tensor's own name."""
-    shapes: Mapping[str, Shape]
-    """Part → shape."""
-
-    @property
-    def rank(self) -> int | None:
-        """The inner dimension, for the kinds that have one."""
-        s = self.shapes
-        if self.kind in ("LoRA", "AdaLoRA") and (a := s.get("A") or s.get("B", ())[1:]):
-            return a[0]
-        if self.kind == "LoHa" and (b := s.get("hada_w1_b")):
-            return b[0]
-        if self.kind == "LoKr" and (b := s.get("lokr_w2_b") or s.get("lokr_w1_b")):
-            return b[0]
-        return None
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Parts that this layer cannot do without, and lacks."""
-        has = set(self.keys)
-        if self.kind in ("LoRA", "AdaLoRA"):
-            need = {"A", "B"} if has & {"A", "B", "mid", "M", "alpha", "bias"} else set()
-        elif self.kind == "LoHa":
-            need = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
-        elif self.kind == "LoKr":
-            need = set()
-            for w in ("lokr_w1", "lokr_w2"):
-                if w not in has:
-                    need |= {f"{w}_a", f"{w}_b"}
-        else:
-            need = set()
-        return tuple(sorted(need - has))
-
-    @property
-    def path(self) -> str:
-        """Component and layer, for people."""
-        return f"{self.component}.{self.module}"
-
-    @property
-    def place(self) -> Place:
-        """Where it is, and the width of its input and output, as far as the kind tells."""
-        ins, outs = _widths(self.kind, self.shapes)
-        return Place(self.component, self.module, ins, outs)
-
-    @property
-    def conv(self) -> bool:
-        """The layer is a convolution."""
-        parts = (shape for part, shape in self.shapes.items() if not part.startswith(("oft", "boft")))
-        return any(len(shape) > 2 for shape in parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +91,16 @@ class Recognised:
     """Tensors that replace the base's own (peft's `modules_to_save`)."""
     unknown: tuple[str, ...] = ()
     """Tensors that no kind of adapter has."""
-    kinds: Counter[str] = field(default_factory=Counter)
-    """How many layers of each kind."""
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many layers of each kind."""
+        return Counter(layer.kind for layer in self.layers)
+
+    @property
+    def alphas(self) -> frozenset[str]:
+        """The tensors that hold an alpha, and so no weights."""
+        return frozenset(layer.keys["alpha"] for layer in self.layers if "alpha" in layer.keys)
 
 
 def recognise(header: Header, config: Mapping[str, Any] | None = None) -> Recognised:
@@ -173,14 +116,14 @@ def recognise(header: Header, config: Mapping[str, Any] | None = None) -> Recogn
         module, part, kind = _split(name)
         if not part and config is not None and any(f".{keep}." in f".{name}" for keep in kept):
             whole.append(key)
-        elif not part and config is not None and peft_type != "LORA" and key.startswith(_PEFT):
-            module, _, part = name.rpartition(".")
-            parts.setdefault((component, module), {})[part] = key
-        elif not part:
+            continue
+        if not part and config is not None and peft_type != "LORA" and key.startswith(_PEFT):
+            module, _, part = name.rpartition(".")  # a kind that is known by peft's settings alone
+        if not part or part in parts.get((component, module), {}):  # the second name of one tensor
             unknown.append(key)
-        else:
-            parts.setdefault((component, module), {})[part] = key
-            kinds.setdefault((component, module), set()).add(kind)
+            continue
+        parts.setdefault((component, module), {})[part] = key
+        kinds.setdefault((component, module), set()).add(kind)
     named = _PEFT_TYPES.get(peft_type, peft_type) if config is not None and peft_type != "LORA" else None
     layers = tuple(
         LayerShapes(
@@ -193,13 +136,11 @@ def recognise(header: Header, config: Mapping[str, Any] | None = None) -> Recogn
         for (component, module), found in sorted(parts.items())
     )
     layers, unknown = _ia3(layers, unknown, header)
-    counted = Counter(layer.kind for layer in layers)
     return Recognised(
         dialect=_dialect(header, layers, config) if layers or whole else "unknown",
         layers=layers,
         whole=tuple(whole),
         unknown=tuple(unknown),
-        kinds=counted,
     )
 
 
@@ -234,7 +175,7 @@ def _split(name: str) -> tuple[str, str, str]:
     module, group = found.group("module") or "", str(found.lastgroup)
     if group in _KINDS:
         return module, name[len(module) :].lstrip("."), group
-    return module, group, "AdaLoRA" if group == "E" else "LoRA"
+    return module, group, "AdaLoRA" if group in ("E", "ranknum") else "LoRA"
 
 
 def _kind(kinds: set[str], parts: Mapping[str, str], header: Header) -> str:
@@ -288,26 +229,3 @@ def _dialect(header: Header, layers: tuple[LayerShapes, ...], config: Mapping[st
     dialect = votes.most_common(1)[0][0] if votes else "peft" if config is not None else "unknown"
     lycoris = any(layer.kind not in ("LoRA", "AdaLoRA") for layer in layers)
     return "lycoris" if lycoris and dialect in ("kohya", "unknown") else dialect
-
-
-def _widths(kind: str, s: Mapping[str, Shape]) -> tuple[int | None, int | None]:
-    """Input and output width of a layer, from the shapes of what adapts it."""
-
-    def dim(part: str, axis: int) -> int | None:
-        shape = s.get(part, ())
-        return shape[axis] if len(shape) > axis else None
-
-    if kind in ("LoRA", "AdaLoRA"):
-        return dim("A", 1), dim("B", 0)
-    if kind == "LoHa":
-        tucker = "hada_t1" in s
-        return dim("hada_w1_b", 1), dim("hada_w1_a", 1 if tucker else 0)
-    if kind == "LoKr":
-        factors = [
-            (dim(w, 0) or dim(f"{w}_a", 0), dim(w, 1) or dim(f"{w}_b", 1)) for w in ("lokr_w1", "lokr_w2")
-        ]
-        outs, ins = ([n for pair in factors if (n := pair[axis])] for axis in (0, 1))
-        return (math.prod(ins) if len(ins) == 2 else None), (math.prod(outs) if len(outs) == 2 else None)
-    if kind == "full difference":
-        return dim("diff", 1), dim("diff", 0)
-    return None, None

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubctl.adapter.dialect import DIALECTS, LayerShapes, Recognised
+from hubctl.adapter.dialect import DIALECTS, Recognised
 from hubctl.adapter.fingerprint import TITLES
 from hubctl.adapter.gate import CODE, PICKLES
 from hubctl.adapter.header import Header
+from hubctl.adapter.layer_shapes import LayerShapes
 from hubctl.adapter.metadata import StatedBase, private_fields
 from hubctl.adapter.values import Values
 
@@ -95,7 +96,7 @@ def _of_structure(found: Recognised) -> _Told:
     if other := [kind for kind in found.kinds if kind not in SERVED_KINDS]:
         yield "unsupported-kind", f"{', '.join(other)}: hubctl serves LoRA, rsLoRA and DoRA"
     if unpaired := [layer for layer in found.layers if layer.missing]:
-        lacks = f"'{unpaired[0].path[:80]}' has no {' or '.join(unpaired[0].missing)}"
+        lacks = f"'{unpaired[0].path[:80]}' has no {' and '.join(unpaired[0].missing)}"
         yield "unpaired", f"{len(unpaired)} of {len(found.layers)} layers lack a tensor: {lacks}"
     if odd := [layer for layer in found.layers if not _goes_together(layer)]:
         a, b = odd[0].shapes["A"], odd[0].shapes["B"]
@@ -120,7 +121,7 @@ def _of_numbers(found: Recognised, header: Header) -> _Told:
     ranks = sorted({layer.rank or 0 for layer in ranked})
     if len(ranks) > 1:
         yield "mixed-ranks", f"ranks {ranks[0]} to {ranks[-1]}, {len(ranks)} different ones"
-    alphas = {layer.keys["alpha"] for layer in found.layers if "alpha" in layer.keys}
+    alphas = found.alphas
     dtypes = sorted({tensor.dtype for key, tensor in header.tensors.items() if key not in alphas})
     if len(dtypes) > 1:
         yield "mixed-dtypes", f"tensors are {', '.join(dtypes)}"

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hubctl.adapter.dialect import DIALECTS, LayerShapes, Recognised, recognise
+from hubctl.adapter.dialect import DIALECTS, Recognised, recognise
 from hubctl.adapter.findings import SERVED_DIALECTS, Finding, find_oddities
 from hubctl.adapter.fingerprint import family_of
 from hubctl.adapter.gate import gate_headers, refuse_unsafe_files
 from hubctl.adapter.header import Header, read_header
+from hubctl.adapter.layer_shapes import LayerShapes
 from hubctl.adapter.layout import CONFIG_PEFT, AdapterLayout, read_config
 from hubctl.adapter.metadata import StatedBase, TriggerWords, stated_bases, trigger_words
 from hubctl.adapter.values import Values, look_at_values, scalar
@@ -62,7 +63,7 @@ class Inspection:
     whole_tensors: int
     parameters: int
     dtypes: dict[str, int]
-    """Data type → tensors."""
+    """Data type → tensors of weights."""
     ranks: dict[int, int]
     """Rank → layers."""
     alphas: tuple[float, ...]
@@ -103,6 +104,8 @@ def inspect_adapter(
     reports = _layers(found, layout, header, weights if look else None, config or {})
     stated = stated_bases(header.metadata, card or {}, manifest or {}, config or {})
     family = family_of(layer.place for layer in found.layers)
+    alphas = found.alphas
+    numbers = [tensor for key, tensor in header.tensors.items() if key not in alphas]
     oddities = find_oddities(
         found, header, values, stated=stated, family=family, beside=beside, refusal=refusal
     )
@@ -121,8 +124,8 @@ def inspect_adapter(
         convolutions=sum(layer.conv for layer in found.layers),
         tensors=len(header.tensors),
         whole_tensors=len(found.whole),
-        parameters=_parameters(header, found.layers),
-        dtypes=dict(Counter(tensor.dtype for tensor in header.tensors.values()).most_common()),
+        parameters=sum(math.prod(tensor.shape) for tensor in numbers),
+        dtypes=dict(Counter(tensor.dtype for tensor in numbers).most_common()),
         ranks=dict(sorted(Counter(r.rank for r in reports if r.rank is not None).items())),
         alphas=tuple(sorted({r.alpha for r in reports if r.alpha is not None})),
         scales=tuple(sorted({round(r.scale, 6) for r in reports if r.scale is not None})),
@@ -204,8 +207,3 @@ def _alpha(
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _parameters(header: Header, layers: Sequence[LayerShapes]) -> int:
-    skipped = {layer.keys["alpha"] for layer in layers if "alpha" in layer.keys}
-    return sum(math.prod(t.shape) for key, t in header.tensors.items() if key not in skipped)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hubctl.adapter.dialect import LayerShapes
 from hubctl.adapter.header import Header, TensorInfo, non_finite
+from hubctl.adapter.layer_shapes import LayerShapes
 
 _SCALARS = {
     "F64": "<d",

@@ -222,6 +222,11 @@ def test_tensors_of_no_adapter_are_told_apart() -> None:
     assert found.unknown == ("model.diffusion_model.input_blocks.0.0.weight",)
 
 
+def test_one_tensor_under_two_names_is_told() -> None:
+    found = of(halves("unet.mid.to_q", *NEW) | halves("unet.mid.to_q", *OLD))
+    assert (len(found.layers), set(found.unknown)) == (1, {f"unet.mid.to_q.{end}" for end in OLD})
+
+
 def test_diffusers_own_files(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
@@ -284,6 +289,7 @@ def test_peft_s_own_files(kind: str, tmp_path: Path) -> None:
     found = recognise(read_header(tmp_path / "adapter_model.safetensors"), settings)
     assert found.dialect == "peft"
     assert found.kinds[kind] >= 2
+    assert found.unknown == ()
     assert {"first", "second"} <= {layer.module for layer in found.layers}
     assert set(found.whole) == {"base_model.model.head.weight", "base_model.model.head.bias"}
     assert not any(layer.missing for layer in found.layers if layer.module in ("first", "second"))

@@ -126,16 +126,21 @@ def check(output: Output, what: str, base: str | None, file: str | None, remote:
 
     with open_adapter(what, lambda: connect(remote), file=file) as source:
         folder = source.weights if file and source.local else source.path
-        named = base or (None if source.local else _base_of(source, what))
+        named = base or _base_of(source, what)
         compared = compare(folder, lambda: connect(remote), named, values=False)
         return _show_verdict(output, what, compared)
 
 
 def _base_of(source: Source, what: str) -> str:
-    """The base that a remote adapter's card names."""
+    """The base that the adapter's card names."""
+    from hubctl.adapter.gate import refuse_unsafe_files
     from hubctl.errors import AdapterError
+    from hubctl.hub.push import base_model_of
     from hubctl.hub.records import first_base_model
 
+    if source.local:
+        refuse_unsafe_files(source.path)
+        return base_model_of(source.path)
     if named := first_base_model(source.card):
         return named
     raise AdapterError(

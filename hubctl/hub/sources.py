@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,9 +54,8 @@ def open_adapter(what: str, connect: Callable[[], Hub], *, file: str | None = No
         NotFoundError: there is no such path, repository or file.
         AdapterError: it has no safetensors weights, or several and `file` picks none.
     """
-    path = Path(what)
-    if path.exists():
-        yield _local(path, file)
+    if os.path.exists(what):  # not Path's: that raises when a name is too long for the file system
+        yield _local(Path(what), file)
     elif what.startswith(("http://", "https://")):
         from hubctl.hub.remotes import connect_to
 
@@ -117,9 +117,7 @@ def _remote(hub: Hub, ref: AdapterRef, file: str | None) -> Iterator[Source]:
 
 
 def _weights(info: RepoInfo, file: str | None) -> str:
-    if file is None:
-        return pick_weights(info)
-    check_name(file)
+    file = check_name(file or pick_weights(info))
     if file not in info.files:
         near = ", ".join(name for name in sorted(info.files) if name.endswith(".safetensors"))
         raise NotFoundError(

@@ -113,13 +113,14 @@ def test_nan_is_reported_not_refused(tmp_path: Path) -> None:
         ("a.ckpt", b"\x80\x04.", 5),
         ("nowhere", None, 3),
         ("a.b/c/d", None, 3),
+        ("x" * 300, None, 3),
     ],
 )
 def test_what_cannot_be_inspected(tmp_path: Path, name: str, data: bytes | None, code: int) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
     for command in ("inspect", "check"):
-        ran = run_cli(command, name, "--json", cwd=tmp_path)
+        ran = run_cli(command, tmp_path / name, "--json")
         assert (ran.code, ran.out) == (code, "")
         assert json.loads(ran.err)["error"]["hint"]
 
@@ -189,7 +190,7 @@ def test_each_verdict_has_its_exit_code(
     facts = json.loads(told.out)
     assert (told.code, facts["verdict"], facts["fits"]) == (code, verdict, code == 0)
     assert len(facts["problems"]) == facts["total"] - facts["matched"]
-    assert run_cli("check", folder, "-q").out == f"{verdict}\n"
+    assert run_cli("check", folder, "-q", "--file", WEIGHTS).out == f"{verdict}\n"
 
 
 def test_a_wrong_base_is_told_what_the_adapter_looks_like(tmp_path: Path) -> None:

@@ -148,6 +148,8 @@ class RowPool:
         self.slots: dict[str, Slot] = {}
         self.mix: Mix | None = None
         """Of the forward that is running; owner thread only."""
+        self.row_by_row = False
+        """Make a mix even where nobody uses an adapter, with a sample for every row: for compiled graphs."""
         self._last: tuple[tuple[tuple[Uses, int], ...], Mix | None] = (), None
         a_end = b_end = 0
         first = next(next(iter(components.values())).parameters())
@@ -209,14 +211,13 @@ class RowPool:
             self.mix = None
 
     def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
-        if not any(uses for uses, _ in calls):
+        if not self.row_by_row and not any(uses for uses, _ in calls):
             return None
         need = max(sum(len(use.rows) for use in uses) for uses, _ in calls)
         width = next((w for w in _WIDTHS if w >= need), need)
         # The two rows of a request with guidance are one sample here, unless a head must tell them apart.
-        together = (
-            1 if any(use.heads for uses, _ in calls for use in uses) else math.gcd(*(n for _, n in calls))
-        )
+        apart = self.row_by_row or any(use.heads for uses, _ in calls for use in uses)
+        together = 1 if apart else math.gcd(*(n for _, n in calls))
         calls = [(uses, n // together) for uses, n in calls]
         rows, scales, heads = [], [], []
         for uses, n in calls:
@@ -267,12 +268,13 @@ class RowPool:
             raise RuntimeError(f"{slot.name} got {n} rows, which no batch of {mix.batch} has")
         if mix.gathered is not None and slot.index in mix.gathered:
             return mix.gathered[slot.index]
-        b = self.b[:, slot.b].index_select(0, mix.rows.flatten()).view(*mix.rows.shape, -1)
+        a, b, gain = self.a[:, slot.a], _picked(self.b[:, slot.b], mix.rows), None
+        if not isinstance(slot.layer, nn.Embedding):
+            a = _picked(a, mix.rows)
         b *= mix.scale[..., None]
-        gain = None
         if mix.dora is not None:
             b, gain = self._with_dora(slot, mix.dora, b)
-        gathered = Gathered(mix.rows, self.a[:, slot.a], b, gain)
+        gathered = Gathered(mix.rows, a, b, gain)
         if mix.gathered is not None:
             mix.gathered[slot.index] = gathered
         return gathered
@@ -287,6 +289,11 @@ class RowPool:
         after = torch.cat([gain.flip(1).cumprod(1).flip(1), torch.ones_like(gain[:, :1])], dim=1)
         before = dora.before[..., None].expand(-1, -1, b.shape[-1])
         return b * after.gather(1, before), after[:, :1]
+
+
+def _picked(columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows (N, R) of a slot's columns (P, width) → (N, R, width)."""
+    return columns.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 @contextmanager

@@ -42,9 +42,6 @@ class Compiled:
             targets: endings of the paths of the layers that add LoRA in the graph.
             unbatched: names of arguments without a batch dimension.
         """
-        torch._dynamo.config.recompile_limit = _MOST_GRAPHS
-        # Open sizes that are equal in the first forward need not stay so.
-        torch.fx.experimental._config.use_duck_shape = False
         self._forward, self._pool, self._unbatched = module.forward, pool, unbatched
         inside = set(module.modules())
         slots = [slot for slot in pool.slots.values() if slot.layer in inside]
@@ -63,6 +60,7 @@ class Compiled:
             return self._forward(*args, **kwargs)
         if self._first:
             self._first = False
+            _set_up_this_thread()
             self._forward(*args, **kwargs)  # transformers puts hooks into its models then, which no trace can
         args = _opened(args)
         kwargs = {name: v if name in self._unbatched else _opened(v) for name, v in kwargs.items()}
@@ -77,10 +75,18 @@ class Compiled:
             self._pool.mix = before
 
 
+def _set_up_this_thread() -> None:
+    """Settings of torch.compile, which each thread has for itself."""
+    torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+    # Open sizes that are equal in the first forward need not stay so.
+    torch.fx.experimental._config.use_duck_shape = False
+
+
 def _opened(value: Any, dims: int = 1) -> Any:
     """Let the first `dims` sizes of the tensors in nested containers be any, in the graph that follows."""
     if isinstance(value, torch.Tensor) and value.dim():
-        value = value.contiguous()  # strides are as fixed as the other sizes: those of `expand` are not usual
+        # Strides are fixed in a graph, and calls come with unusual ones, of 0 in what was expanded.
+        value = value.clone(memory_format=torch.contiguous_format)
         for dim in range(dims):
             torch._dynamo.maybe_mark_dynamic(value, dim)
     elif isinstance(value, dict):

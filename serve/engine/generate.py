@@ -69,9 +69,9 @@ class ImageEngine:
         adaptable = {name: components[name] for name in base.family.components if name in components}
         self._core = Core(base, config, fetch, adaptable, device=device)
         if config.compile != "off":
-            if base.family.listed:
+            if base.family.ragged:
                 raise InputError(
-                    f"engine: {base.id} takes lists of rows, each length of which would be compiled anew",
+                    f"engine: {base.id} would be compiled anew for every length of a prompt",
                     hint="leave engine.compile out",
                 )
             Compiled(

@@ -137,9 +137,13 @@ def test_a_warm_segmenter_compiles_nothing_when_adapters_change(tmp_path: Path) 
         assert (logits - reference.logits(base, request, None)).abs().max() <= 1e-5
 
 
-def test_what_cannot_be_compiled_is_refused(tmp_path: Path) -> None:
+def test_offload_and_compile_exclude_each_other() -> None:
     with pytest.raises(InputError, match="compile and offload are both on"):
         EngineConfig(compile="inductor", offload=True)
-    listed = tiny_pipelines.write_pipeline(tmp_path / "base", "z-image")
-    with pytest.raises(InputError, match="takes lists of rows"):
-        ImageEngine(locate_base(str(listed)), EngineConfig(compile="inductor"), tiny.fetch)
+
+
+@pytest.mark.parametrize("kind", ["qwen-image", "z-image"])
+def test_bases_that_get_prompts_at_their_own_lengths_are_not_compiled(kind: str, tmp_path: Path) -> None:
+    folder = tiny_pipelines.write_pipeline(tmp_path / "base", kind)
+    with pytest.raises(InputError, match="anew for every length of a prompt"):
+        ImageEngine(locate_base(str(folder)), EngineConfig(compile="inductor"), tiny.fetch)

@@ -51,7 +51,7 @@ class EngineConfig:
     """Requests that may wait. When as many do, one of a tenant with fewer takes the place of the newest of
     the tenant with most; others are refused."""
     max_adapter_bytes: int = 1 << 30
-    """Largest single weights file."""
+    """Largest single weights file, and the most memory for one whose layers differ in rank."""
     host_bytes: int = 4 << 30
     """Adapters kept ready in host memory."""
     max_loras: int = 8

@@ -45,33 +45,21 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HostLayer:
-    """One layer's part of an adapter, in host memory: where it lies in the flat tensors of `HostRows`."""
-
-    slot: Slot
-    rank: int
-    b_rows: int
-    """`rank`, and with DoRA the extra rows, which come last."""
-    a_start: int
-    b_start: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class HostRows:
     """An adapter's rows in host memory, ready to be copied into the pool."""
 
     a: torch.Tensor
-    """One dimension: for each layer (rank, in)."""
+    """(rows, sum of in), the slots side by side; zero where a layer has a lower rank, or DoRA's rows."""
     b: torch.Tensor
-    """One dimension: for each layer (b_rows, out); alpha / rank is multiplied in."""
-    layers: tuple[HostLayer, ...]
+    """(rows, sum of out), likewise; alpha / rank is multiplied in."""
+    slots: tuple[Slot, ...]
+    """The layers that it changes, in the pool's order."""
     rank: int
-    dora: bool
 
     @property
     def rows(self) -> int:
-        """Rows that it takes."""
-        return self.rank + (DORA_ROWS if self.dora else 0)
+        """Rows that it takes: its rank, and with DoRA the extra rows, which come last."""
+        return len(self.b)
 
     @property
     def size_bytes(self) -> int:
@@ -150,6 +138,8 @@ class RowPool:
         """Of the forward that is running; owner thread only."""
         self.row_by_row = False
         """Make a mix even where nobody uses an adapter, with a sample for every row: for compiled graphs."""
+        # By row: the slots where it may not be zero.
+        self._filled: list[frozenset[Slot]] = [frozenset()] * total_rows
         self._last: tuple[tuple[tuple[Uses, int], ...], Mix | None] = (), None
         a_end = b_end = 0
         first = next(next(iter(components.values())).parameters())
@@ -181,22 +171,19 @@ class RowPool:
             self._write(rows, host)
 
     def _write(self, rows: tuple[int, ...], host: HostRows) -> None:
-        for first, count in _runs(rows):
-            self.a[first : first + count].zero_()
-            self.b[first : first + count].zero_()
+        slots, start = frozenset(host.slots), 0
         a = host.a.to(self.a.device, non_blocking=True)
         b = host.b.to(self.b.device, non_blocking=True)
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for layer in host.layers:
-            ranks = rows[: layer.rank]
-            pairs += _places(self.a[:, layer.slot.a], ranks, a, layer.a_start)
-            pairs += _places(self.b[:, layer.slot.b], ranks, b, layer.b_start)
-            if layer.b_rows > layer.rank:
-                start = layer.b_start + layer.rank * (layer.slot.b.stop - layer.slot.b.start)
-                pairs += _places(self.b[:, layer.slot.b], rows[host.rank :], b, start)
-        # All at once: on a GPU a thousand small copies would take as long to launch as to read the file.
-        if pairs:
-            torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+        for first, count in _runs(rows):
+            run, part = slice(first, first + count), slice(start, start + count)
+            for slot in frozenset().union(*self._filled[run]) - slots:
+                self.a[run, slot.a].zero_()
+                self.b[run, slot.b].zero_()
+            self._filled[run] = [slots] * count
+            if slots:  # an adapter of heads alone has none
+                _copy_columns(self.a[run], a[part], [slot.a for slot in host.slots])
+                _copy_columns(self.b[run], b[part], [slot.b for slot in host.slots])
+            start += count
 
     @contextmanager
     def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
@@ -312,14 +299,15 @@ def _finished(stream: torch.cuda.Stream | None) -> Iterator[None]:
     done.synchronize()
 
 
-def _places(
-    columns: torch.Tensor, rows: tuple[int, ...], flat: torch.Tensor, start: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some rows of a slot, and the (len(rows), width) numbers for them that begin at `start` of `flat`."""
-    width = columns.shape[1]
-    for first, count in _runs(rows):
-        yield columns[first : first + count], flat[start : start + count * width].view(count, width)
-        start += count * width
+def _copy_columns(rows: torch.Tensor, values: torch.Tensor, columns: Sequence[slice]) -> None:
+    """Fill `columns`, from left to right, of `rows` with `values`, where they lie side by side."""
+    spans: list[slice] = []  # neighbours are filled in one go
+    for span in columns:
+        if spans and spans[-1].stop == span.start:
+            span = slice(spans.pop().start, span.stop)
+        spans.append(span)
+    parts = values.split([span.stop - span.start for span in spans], dim=1)
+    torch._foreach_copy_([rows[:, span] for span in spans], parts)
 
 
 @lru_cache(maxsize=64)

@@ -34,6 +34,8 @@ class Family:
     """Arguments of the denoiser that have no batch dimension and must be equal to share a forward."""
     listed: tuple[str, ...] = ()
     """Arguments of the denoiser that are lists with an item for each row, as its output is then."""
+    ragged: bool = False
+    """The denoiser gets prompts at their own lengths, not padded to one."""
     guidance: str = "guidance_scale"
     """What the pipeline calls the strength of classifier-free guidance."""
     half: Literal["float16", "bfloat16"] = "float16"
@@ -131,6 +133,7 @@ FAMILIES = (
         default_targets=ATTENTION_TARGETS,
         half="bfloat16",
         guidance="true_cfg_scale",
+        ragged=True,
         patch=2,
     ),
     Family(
@@ -141,6 +144,7 @@ FAMILIES = (
         default_targets=ATTENTION_TARGETS,
         half="bfloat16",
         listed=("x", "cap_feats"),
+        ragged=True,
         patch=2,
     ),
     Family(

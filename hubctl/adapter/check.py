@@ -94,6 +94,8 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
 
 def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]]) -> tuple[int, list[str]]:
     """How many tensors the heads have or should have, and what is wrong with them."""
+    if not heads:
+        return 0, []
     problems: list[str] = []
     changed: dict[tuple[str, str], set[tuple[int, int]]] = {}  # (head, layer) → its widths, old and new
     for h in heads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hubctl.adapter.base_shapes import BaseShapes, read_base_shapes
@@ -50,12 +51,14 @@ def gate_headers(folder: Path) -> AdapterLayout:
 
 def refuse_unsafe_files(folder: Path) -> None:
     """Raise `AdapterError` when `folder` holds pickles or code: adapters carry neither."""
-    for path in sorted(folder.rglob("*") if folder.is_dir() else [folder]):
-        kind = "a pickle, which can run code when loaded" if path.suffix.lower() in PICKLES else None
-        kind = kind or ("code" if path.suffix.lower() in CODE else None)
+    inside = [name for _, folders, files in os.walk(folder) for name in folders + files]
+    for name in sorted(inside if folder.is_dir() else [folder.name]):
+        suffix = Path(name).suffix.lower()
+        kind = "a pickle, which can run code when loaded" if suffix in PICKLES else None
+        kind = kind or ("code" if suffix in CODE else None)
         if kind:
             raise AdapterError(
-                f"{path.name} is {kind}",
+                f"{name} is {kind}",
                 hint="keep safetensors weights only, and remove this file",
             )
 

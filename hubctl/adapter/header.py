@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hubctl.errors import AdapterError
 
@@ -34,8 +35,7 @@ _ORDINARY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One entry of the header; `start` and `end` are byte offsets in the file."""
 
     dtype: str
@@ -77,7 +77,7 @@ def read_header(path: Path) -> Header:
 def parse_header(raw: bytes, *, size_bytes: int, path: Path) -> Header:
     """Check the header's JSON text `raw` of a file of `size_bytes`; `path` is only named in errors."""
     try:
-        data = json.loads(raw, object_pairs_hook=lambda pairs: _unique(pairs, path))
+        data = json.loads(raw, object_pairs_hook=partial(_unique, path))
     except (ValueError, RecursionError):
         _refuse(path, "it is not a safetensors file (its header is not JSON)")
     if not isinstance(data, dict):
@@ -132,7 +132,8 @@ def _tensor(name: str, entry: Any, origin: int, path: Path) -> TensorInfo:
     if (
         type(shape) is not list
         or len(shape) > 8
-        or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+        or set(map(type, numbers)) != {int}
+        or not 0 <= min(numbers) <= max(numbers) < 1 << 48
     ):
         _refuse(path, f"the entry of '{name[:80]}' has impossible numbers")
     if prod(shape) * known != end - start:
@@ -140,7 +141,7 @@ def _tensor(name: str, entry: Any, origin: int, path: Path) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), origin + start, origin + end)
 
 
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
         _refuse(path, "its header names a key twice")

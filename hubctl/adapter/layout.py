@@ -150,10 +150,10 @@ def _layout(
     pairs: dict[tuple[str, str], dict[str, str]] = {}
     heads = []
     for key, (component, name) in places.items():
-        suffix = next((s for s in _HALVES if name.endswith(s)), None)
-        if suffix:
-            layer = current_name(name.removesuffix(suffix), rules[component])
-            found, half = pairs.setdefault((component, layer), {}), _HALVES[suffix]
+        saved_as, mark, end = name.rpartition(".lora_")
+        if half := _HALVES.get(mark + end):
+            layer = current_name(saved_as, rules[component])
+            found = pairs.setdefault((component, layer), {})
             if half in found:
                 raise AdapterError(f"'{key[:80]}' and '{found[half][:80]}' are one layer under two names")
             found[half] = key
@@ -193,10 +193,10 @@ def _split(key: str, dialect: str) -> tuple[str, str]:
         if not key.startswith(_PEFT_PREFIX):
             _refuse_key(key)
         return "model", key.removeprefix(_PEFT_PREFIX)
-    for component in _COMPONENTS:
-        if key.startswith(component + "."):
-            return component, key.removeprefix(component + ".")
-    _refuse_key(key)
+    component, _, name = key.partition(".")
+    if component not in _COMPONENTS:
+        _refuse_key(key)
+    return component, name
 
 
 def _rules(places: Collection[tuple[str, str]]) -> dict[str, Renames]:
@@ -211,7 +211,7 @@ def _module(
     component: str, module: str, halves: dict[str, str], header: Header, config: dict[str, Any]
 ) -> LoraModule:
     where = f"{component}.{module}"
-    if not {"A", "B"} <= set(halves):
+    if not ("A" in halves and "B" in halves):
         raise AdapterError(
             f"'{where}' has its lora_{min(halves)} but not its pair", hint="save the adapter again, whole"
         )
@@ -224,7 +224,7 @@ def _module(
     if "M" in halves and math.prod(header.tensors[halves["M"]].shape) != b[0]:
         raise AdapterError(f"'{where}' has another number of magnitudes than outputs")
     prefix = _PEFT_PREFIX if component == "model" else component + "."
-    as_saved = re.sub(r"\.lora_\w+(\.down)?(\.weight)?$", "", halves["A"]).removeprefix(prefix)
+    as_saved = halves["A"].rpartition(".lora_")[0].removeprefix(prefix)
     stated = _setting(config, "rank_pattern", "r", rank, (module, as_saved))
     if stated != rank:
         raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated:g}")
@@ -250,8 +250,9 @@ def _setting(config: dict[str, Any], pattern: str, key: str, default: float, nam
     table, value = config.get(pattern) or {}, config.get(key, default)
     if not isinstance(table, dict):
         raise AdapterError(f"'{pattern}' is not a table")
-    value = next((v for k, v in table.items() if _matches(k, names)), value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _HUGE:
+    if table:
+        value = next((v for k, v in table.items() if _matches(k, names)), value)
+    if type(value) not in (int, float) or not abs(value) < _HUGE:
         raise AdapterError(f"'{key}' or '{pattern}' of '{names[0]}' is {str(value)[:40]}, not a sound number")
     return float(value)
 

@@ -30,7 +30,14 @@ def bench() -> None:
 )
 @click.option("--rank", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
-    "--turns", type=click.IntRange(1), default=4, show_default=True, help="Requests of each client."
+    "--turns",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Requests of each client in a round.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="How often all is measured."
 )
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps  [default: the shape's own]")
 @click.option("--side", type=click.IntRange(32), help="Pixels  [default: the shape's own]")
@@ -46,6 +53,14 @@ def bench() -> None:
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     show_default=True,
+)
+@click.option(
+    "--compile",
+    "compiler",
+    type=click.Choice(["off", "inductor"]),
+    default="off",
+    show_default=True,
+    help="Run hubctl and the base alone through torch.compile.",
 )
 @click.option(
     "-o",
@@ -64,10 +79,12 @@ def engine(
     jobs: int,
     rank: int,
     turns: int,
+    rounds: int,
     steps: int | None,
     side: int | None,
     device: str,
     dtype: Any,
+    compiler: Any,
 ) -> None:
     """Serve many adapters over one base in every known way, and compare.
 
@@ -78,7 +95,7 @@ def engine(
     Examples:
       hubctl bench engine
       hubctl bench engine --base segformer-b0 --base sd15-few --device cuda -o benchmarks/
-      hubctl bench engine --base emoji-64 --steps 4 --turns 1 --json
+      hubctl bench engine --base emoji-64 --steps 4 --turns 1 --rounds 1 --json
     """
     from dataclasses import asdict
 
@@ -97,10 +114,12 @@ def engine(
             jobs=jobs,
             rank=rank,
             turns=turns,
+            rounds=rounds,
             steps=steps,
             side_px=side,
             device=device,
             dtype=dtype,
+            compile=compiler,
         )
         for shape in shapes
     ]

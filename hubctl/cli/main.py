@@ -13,6 +13,7 @@ import hubctl
 from hubctl import settings
 from hubctl.cli.bench import bench
 from hubctl.cli.demo import demo
+from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
 from hubctl.cli.inspect import check, inspect
 from hubctl.cli.output import Output
@@ -151,7 +152,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 for _command in (
     demo, train, push, pull, list_, show, remove, inspect, check, serve, generate, segment,
-    login, whoami, remote, registry, bench,
+    login, whoami, remote, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -96,7 +96,7 @@ class ImageBench(Bench):
     """Requests to a diffusion base: prompt to image, all steps."""
 
     def __init__(self, base: BaseModel, shape: Shape, config: EngineConfig) -> None:
-        self._shape = shape
+        self._shape, self._config = shape, config
         self._engine = ImageEngine(base, config, fetch)
         self._pipeline = self._engine._template
         self.owner, self.denoiser = self._engine.owner, getattr(self._pipeline, shape.denoiser)
@@ -107,6 +107,9 @@ class ImageBench(Bench):
     def contenders(self) -> list[Contender]:
         """See `Bench.contenders`."""
         plain, adapted = self._pipeline_twin(), self._pipeline_twin()
+        if self._config.compile != "off":
+            self._engine.warm_up()
+            getattr(plain, self._shape.denoiser).compile(backend=self._config.compile)
         for number, folder in enumerate(self.folders):
             adapted.load_lora_weights(folder, adapter_name=f"a{number}")
         return [
@@ -189,11 +192,14 @@ class SegmentBench(Bench):
         self.owner, self.denoiser = self._engine.owner, self._engine._model
         first = next(self.denoiser.parameters())
         self._pixels = torch.randn(1, 3, shape.side_px, shape.side_px).to(first.device, first.dtype)
-        self._base = base
+        self._base, self._config = base, config
 
     def contenders(self) -> list[Contender]:
         """See `Bench.contenders`."""
         plain = self._model_twin()
+        if self._config.compile != "off":
+            self._engine.warm_up()
+            plain.compile(backend=self._config.compile)
         adapted = PeftModel.from_pretrained(self._model_twin(), self.folders[0], "a0")
         for number, folder in enumerate(self.folders[1:], 1):
             adapted.load_adapter(folder, f"a{number}")

@@ -40,6 +40,15 @@ class Load:
     p99_s: float
 
 
+def median_load(loads: Sequence[Load]) -> Load:
+    """The median of each figure."""
+    return Load(
+        images_per_s=statistics.median(load.images_per_s for load in loads),
+        p50_s=statistics.median(load.p50_s for load in loads),
+        p99_s=statistics.median(load.p99_s for load in loads),
+    )
+
+
 def poisson_arrivals(count: int, rate: float, rng: random.Random) -> list[float]:
     """Arrival times in seconds of `count` jobs, `rate` of them a second on average; the first at 0."""
     times = [0.0]

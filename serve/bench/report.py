@@ -32,8 +32,10 @@ def to_markdown(report: Report) -> str:
         f"# {settings.shape}",
         "",
         f"{report.machine}; {versions}. {settings.jobs} requests at once, adapters of rank {settings.rank} "
-        f"over every attention projection, {settings.turns} requests of each client. "
-        "A ratio is throughput over that of the base alone, all requests in one batch.",
+        f"over every attention projection, {settings.turns} requests of each client in each of "
+        f"{settings.rounds} rounds. Figures are medians over the rounds; a ratio is throughput over that of "
+        "the base alone, all requests in one batch, measured right before."
+        + (f" hubctl and the base are compiled ({settings.compile})." if settings.compile != "off" else ""),
         "",
         *_table(
             ("", "adapters", "arrival", "images/s", "ratio", "p50 s", "p99 s"),
@@ -43,7 +45,7 @@ def to_markdown(report: Report) -> str:
                     str(row.adapters or _NONE),
                     row.arrival,
                     f"{row.load.images_per_s:.3g}",
-                    _ratio(report, row.contender, row.adapters) if row.arrival == "at once" else _NONE,
+                    _NONE if row.ratio is None else f"{row.ratio:.2f}",
                     f"{row.load.p50_s:.3g}",
                     f"{row.load.p99_s:.3g}",
                 )
@@ -104,11 +106,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _ratio(report: Report, contender: str, adapters: int) -> str:
-    ratio = report.ratio(contender, adapters)
-    return _NONE if ratio is None else f"{ratio:.2f}"
 
 
 def _cost_row(cost: Cost, peers: Sequence[Cost]) -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import random
+import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +24,10 @@ from hubctl.errors import InputError
 from serve.bench.adapters import write_adapters
 from serve.bench.clock import ForwardClock, processor_name
 from serve.bench.contenders import APART, BARE, BASE, MIXED, SWITCHED, Bench, ImageBench, SegmentBench
-from serve.bench.measure import Contender, Job, Load, drive, poisson_arrivals
+from serve.bench.measure import Contender, Job, Load, drive, median_load, poisson_arrivals
 from serve.bench.residents import Cost, diffusers_costs, pool_costs
 from serve.bench.shapes import SHAPES, Shape, write_base
-from serve.engine.config import EngineConfig
+from serve.engine.config import Compile, EngineConfig
 from serve.engine.threads import one_core
 
 POISSON_SHARE = 0.7
@@ -47,13 +49,17 @@ class Settings:
     """Clients, and so requests at once."""
     rank: int = 16
     turns: int = 4
-    """Requests that each client sends, one after the other."""
+    """Requests that each client sends in a round, one after the other."""
+    rounds: int = 3
+    """How often everything is measured; what counts is the median."""
     steps: int | None = None
     """Denoising steps; by default the shape's own."""
     side_px: int | None = None
     residents: tuple[int, ...] = (1, 10, 100, 1000)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compile: Compile = "off"
+    """For hubctl and the base alone; the other ways run as people find them."""
 
     def __post_init__(self) -> None:
         """Refuse loads that could not hold as many different adapters as they say."""
@@ -74,6 +80,8 @@ class Row:
     arrival: str
     """`at once` (every client sends its next request when it has the last answer) or `poisson`."""
     load: Load
+    ratio: float | None
+    """Throughput over the base's own, with as many requests in one batch; None for Poisson arrivals."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,17 +99,10 @@ class Report:
     pool: tuple[Cost, ...]
     diffusers: tuple[Cost, ...]
 
-    def images_per_s(self, contender: str, adapters: int) -> float | None:
-        """Throughput of a contender when all jobs are there at once."""
-        for row in self.rows:
-            if (row.contender, row.adapters, row.arrival) == (contender, adapters, "at once"):
-                return row.load.images_per_s
-        return None
-
     def ratio(self, contender: str, adapters: int) -> float | None:
-        """That throughput over the base's own with the same number of jobs in one batch."""
-        mine, base = self.images_per_s(contender, adapters), self.images_per_s(BASE, 0)
-        return mine / base if mine and base else None
+        """`Row.ratio` of a contender when all jobs are there at once; None where that was not measured."""
+        rows = (row for row in self.rows if (row.contender, row.adapters) == (contender, adapters))
+        return next((row.ratio for row in rows if row.ratio is not None), None)
 
 
 Tell = Callable[[str, int, int], None]
@@ -136,7 +137,7 @@ def _measure(settings: Settings, scratch: Path, tell: Tell) -> Report:
                 dtype=next(bench.denoiser.parameters()).dtype,
             )
             contenders = bench.contenders()
-            rows = tuple(_loads(bench, contenders, settings, tell))
+            rows = _loads(bench, contenders, settings, tell)
             glue = _glue(bench, contenders, settings)
             on_gpu = next(bench.denoiser.parameters()).is_cuda
             tell("loading and switching", len(rows), len(rows))
@@ -150,7 +151,7 @@ def _measure(settings: Settings, scratch: Path, tell: Tell) -> Report:
         settings=settings,
         machine=_machine(on_gpu),
         versions={name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")},
-        rows=rows,
+        rows=tuple(rows),
         glue=glue,
         # Not the peak of what was allocated: the engine resets that counter with every forward.
         gpu_bytes=torch.cuda.memory_reserved() if on_gpu else None,
@@ -178,33 +179,62 @@ def _config(settings: Settings, shape: Shape) -> EngineConfig:
     return EngineConfig(
         device=settings.device,
         dtype=settings.dtype,
+        compile=settings.compile,
         total_rows=max(settings.adapters) * settings.rank + 1,
         max_batch_rows=settings.jobs * shape.rows_an_image,
         max_running=max(16, 2 * settings.jobs),
     )
 
 
-def _loads(bench: Bench, contenders: Sequence[Contender], settings: Settings, tell: Tell) -> Iterator[Row]:
-    loads = [(c, n) for c in contenders for n in ((0,) if c.name in (BASE, BARE) else settings.adapters)]
+def _loads(bench: Bench, contenders: Sequence[Contender], settings: Settings, tell: Tell) -> list[Row]:
     poisson = [c for c in contenders if c.name in (MIXED, APART, SWITCHED)]
-    total = len(loads) + len(poisson)
-    found: dict[tuple[str, int], Load] = {}
-    for done, (contender, adapters) in enumerate(loads):
-        tell(f"{contender.name}, {adapters or 'no'} adapters", done, total)
-        with _policy(bench, contender):
-            drive(contender, _jobs(settings, adapters, settings.jobs))  # what only the first time costs
-            load = drive(contender, _jobs(settings, adapters, settings.jobs), turns=settings.turns)
-        found[contender.name, adapters] = load
-        yield Row(contender=contender.name, adapters=adapters, arrival="at once", load=load)
+    rows = _at_once(bench, contenders, settings, tell, more=len(poisson))
     most = max(settings.adapters)
     count = POISSON_ROUNDS * settings.jobs
-    rate = POISSON_SHARE * found[MIXED, most].images_per_s
-    for done, contender in enumerate(poisson, len(loads)):
+    full = next(row.load for row in rows if (row.contender, row.adapters) == (MIXED, most))
+    arrivals_s = poisson_arrivals(count, POISSON_SHARE * full.images_per_s, random.Random(0))
+    total = settings.rounds * len(rows) + len(poisson)
+    for done, contender in enumerate(poisson, total - len(poisson)):
         tell(f"{contender.name}, poisson", done, total)
-        arrivals_s = poisson_arrivals(count, rate, random.Random(0))
         with _policy(bench, contender):
             load = drive(contender, _jobs(settings, most, count), arrivals_s)
-        yield Row(contender=contender.name, adapters=most, arrival="poisson", load=load)
+        rows.append(Row(contender=contender.name, adapters=most, arrival="poisson", load=load, ratio=None))
+    return rows
+
+
+def _at_once(
+    bench: Bench, contenders: Sequence[Contender], settings: Settings, tell: Tell, *, more: int
+) -> list[Row]:
+    """Every contender with every number of adapters, all jobs at once, each right after the base alone.
+
+    In rounds, and by medians: a machine's speed drifts by more than what is to be told apart.
+    """
+    (base,) = (c for c in contenders if c.name == BASE)
+    loads = [
+        (c, n) for c in contenders if c is not base for n in ((0,) if c.name == BARE else settings.adapters)
+    ]
+    total = settings.rounds * (len(loads) + 1) + more
+    bases: list[Load] = []
+    found: list[list[tuple[Load, float]]] = [[] for _ in loads]
+    done = itertools.count()
+    for turn in range(settings.rounds):
+        for (contender, adapters), pairs in zip(loads, found, strict=True):
+            tell(f"{contender.name}, {adapters or 'no'} adapters", next(done), total)
+            jobs = _jobs(settings, adapters, settings.jobs)
+            with _policy(bench, contender):
+                if turn == 0:
+                    drive(contender, jobs)  # what only the first time costs
+                beside = drive(base, jobs, turns=settings.turns)
+                load = drive(contender, jobs, turns=settings.turns)
+            bases.append(beside)
+            pairs.append((load, load.images_per_s / beside.images_per_s))
+    rows = [Row(contender=BASE, adapters=0, arrival="at once", load=median_load(bases), ratio=1.0)]
+    for (contender, adapters), pairs in zip(loads, found, strict=True):
+        load, ratio = median_load([load for load, _ in pairs]), statistics.median(r for _, r in pairs)
+        rows.append(
+            Row(contender=contender.name, adapters=adapters, arrival="at once", load=load, ratio=ratio)
+        )
+    return rows
 
 
 def _jobs(settings: Settings, adapters: int, count: int) -> list[Job]:

@@ -10,6 +10,8 @@ from hubctl.errors import InputError
 
 Quantize = Literal["none", "int8", "fp8"]
 """Kinds of weights. 4 bits are left out: torchao's need kernels of a further package, and a GPU."""
+Compile = Literal["off", "inductor", "eager"]
+"""Backends of torch.compile: `inductor` makes kernels, `eager` only traces, to see whether that works."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,10 @@ class EngineConfig:
     offload: bool = False
     """Text encoders, denoiser and VAE wait in host memory, only the one that runs is on the device: for bases
     that do not fit at once. Every change from one to another copies weights."""
+    compile: Compile = "off"
+    """Run the denoiser (or the segmenter's backbone) through torch.compile, which takes minutes before the
+    engine is ready, and again for other sizes of images. It covers adapters of the layers that `hubctl train`
+    adapts by default; forwards with others run as without it. Needs a C++ compiler."""
     total_rows: int = 512
     """Rank rows on the device, shared by all resident adapters: 512 hold 32 adapters of rank 16."""
     max_batch_rows: int = 32
@@ -45,7 +51,7 @@ class EngineConfig:
     """Requests that may wait. When as many do, one of a tenant with fewer takes the place of the newest of
     the tenant with most; others are refused."""
     max_adapter_bytes: int = 1 << 30
-    """Largest single weights file."""
+    """Largest single weights file, and the most memory for one whose layers differ in rank."""
     host_bytes: int = 4 << 30
     """Adapters kept ready in host memory."""
     max_loras: int = 8
@@ -65,5 +71,10 @@ class EngineConfig:
                 raise InputError(f"engine: {name} is {value}", hint=f"give {name} 1 or more")
         if not 0 <= self.max_gather_s <= 1:
             raise InputError(f"engine: max_gather_s is {self.max_gather_s}", hint="give 0 to 1 second")
+        if self.compile != "off" and self.offload:
+            raise InputError(
+                "engine: compile and offload are both on, and a compiled module stays on its device",
+                hint="leave one of them out",
+            )
         if self.total_rows < 2:
             raise InputError("engine: total_rows is 1, and row 0 is always zero", hint="give 2 or more")

@@ -135,17 +135,14 @@ class Core:
     def _read(self, folder: Path) -> Loaded:
         layout = gate_headers(folder)
         refuse_misfit(layout, self.base.id, self._shapes)
-        size = layout.weights_file.stat().st_size
-        if size > self.config.max_adapter_bytes:
-            limit = self.config.max_adapter_bytes
+        size, limit = layout.weights_file.stat().st_size, self.config.max_adapter_bytes
+        if size > limit:
             raise AdapterError(f"it has {size:,} bytes (this server takes {limit:,})")
         if layout.heads and not self._read_heads:
             raise AdapterError("it replaces whole modules, which this kind of base cannot mix")
-        rows = read_rows(layout, self.pool)
-        if rows.rows > self.config.total_rows - 1:
-            raise AdapterError(f"it takes {rows.rows} rows (this server has {self.config.total_rows - 1})")
+        rows = read_rows(layout, self.pool, limit)
         heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
-        layers = frozenset(layer.slot.index for layer in rows.layers)
+        layers = frozenset(slot.index for slot in rows.slots)
         adapter = Adapter(rank=rows.rank, rows=rows.rows, layers=layers, heads=heads, labels=labels)
         return Loaded(adapter, rows)
 

@@ -41,6 +41,6 @@ def open_engine(base: BaseModel, config: EngineConfig, fetch: Fetch) -> Engine:
 
         engine = SegmentEngine(base, config, fetch)
     # On a CPU there is nothing to choose, and one image can take minutes.
-    if pick_device(config, base.family)[0].type == "cuda":
+    if pick_device(config, base.family)[0].type == "cuda" or config.compile != "off":
         engine.warm_up()
     return engine

@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from serve.engine.checks import check_prompts, check_request, check_steps
+from serve.engine.compiled import Compiled
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, pick_device
 from serve.engine.defaults import filled, stated_defaults
@@ -66,6 +68,19 @@ class ImageEngine:
         components = shared_components(self._template, base.family)
         adaptable = {name: components[name] for name in base.family.components if name in components}
         self._core = Core(base, config, fetch, adaptable, device=device)
+        if config.compile != "off":
+            if base.family.ragged:
+                raise InputError(
+                    f"engine: {base.id} would be compiled anew for every length of a prompt",
+                    hint="leave engine.compile out",
+                )
+            Compiled(
+                components[base.family.denoiser],
+                self._core.pool,
+                config.compile,
+                targets=base.family.default_targets,
+                unbatched=base.family.unbatched,
+            )
         self.owner = self._core.owner
         """Counts of calls and forwards, for measurements."""
         self._offload = (
@@ -94,12 +109,17 @@ class ImageEngine:
         )
 
     def warm_up(self) -> None:
-        """Make one image of few steps, so that the first request finds kernels chosen and memory taken.
+        """Make images of few steps, so that the first request finds kernels chosen and memory taken.
 
         Raises:
             HubctlError: what a request would get, such as for black images from this base in this precision.
         """
-        self.generate(ImageRequest(prompt="", seed=0, num_inference_steps=_WARM_UP_STEPS))
+        first = ImageRequest(prompt="", seed=0, num_inference_steps=_WARM_UP_STEPS)
+        self.generate(first)
+        if self._core.config.compile != "off":
+            # One row is a graph of its own, and guidance makes two of it.
+            for num_images in (1, min(2, self._core.config.max_images)):
+                self.generate(replace(first, guidance_scale=0.0, num_images=num_images))
 
     def generate_floats(self, request: ImageRequest) -> np.ndarray:
         """The images before rounding: float32 (n, height, width, 3) in 0 to 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,42 +11,54 @@ from hubctl.adapter.header import non_finite
 from hubctl.adapter.layout import AdapterLayout, LoraModule
 from hubctl.errors import AdapterError, AdapterMismatchError
 from serve.engine.lora_layers import DORA_ROWS, dora_rows
-from serve.engine.row_pool import HostLayer, HostRows, RowPool, Slot
+from serve.engine.row_pool import HostRows, RowPool, Slot
 from serve.engine.tensor_file import open_tensors
 
 
-def read_rows(layout: AdapterLayout, pool: RowPool) -> HostRows:
+def read_rows(layout: AdapterLayout, pool: RowPool, max_bytes: int) -> HostRows:
     """Bring the LoRA part of an adapter into the form of the pool's rows, pinned where there is a GPU.
 
     Raises:
         AdapterMismatchError: a module has no slot here, or another shape.
-        AdapterError: it holds NaN, infinity, or values beyond the pool's precision.
+        AdapterError: it takes more rows than there are, or, since one layer has a far higher rank than the
+            others, more than `max_bytes`; or it holds NaN, infinity, or values beyond the pool's precision.
     """
-    layers, a_end, b_end = [], 0, 0
-    for module in layout.modules:
-        slot = _slot(module, pool.slots)
-        b_rows = module.rank + (DORA_ROWS if module.magnitude_key else 0)
-        layers.append(HostLayer(slot, module.rank, b_rows, a_end, b_end))
-        a_end += module.rank * (slot.a.stop - slot.a.start)
-        b_end += b_rows * (slot.b.stop - slot.b.start)
-    pinned = pool.a.is_cuda
-    a = torch.empty(a_end, dtype=pool.a.dtype, pin_memory=pinned)
-    b = torch.empty(b_end, dtype=pool.b.dtype, pin_memory=pinned)
+    modules = {_slot(module, pool.slots): module for module in layout.modules}
+    slots = tuple(sorted(modules, key=lambda slot: slot.index))
+    ranks = {module.rank for module in layout.modules}
+    rank, dora = max(ranks, default=0), any(module.magnitude_key for module in layout.modules)
+    rows = rank + (DORA_ROWS if dora else 0)
+    if rows >= len(pool.a):
+        raise AdapterError(f"it takes {rows} rows (this server has {len(pool.a) - 1})")
+    a_widths = [slot.a.stop - slot.a.start for slot in slots]
+    b_widths = [slot.b.stop - slot.b.start for slot in slots]
+    size = rows * (sum(a_widths) + sum(b_widths)) * pool.a.itemsize
+    if len(ranks) > 1 and size > max_bytes:
+        raise AdapterError(f"its ranks differ: it takes {size:,} bytes (this server takes {max_bytes:,})")
+    # Zero is what stays where a layer has fewer rows than others.
+    new = torch.zeros if dora or len(ranks) > 1 else torch.empty
+    a = new(rows, sum(a_widths), dtype=pool.a.dtype, pin_memory=pool.a.is_cuda)
+    b = new(rows, sum(b_widths), dtype=pool.b.dtype, pin_memory=pool.b.is_cuda)
+    targets: list[torch.Tensor] = []
+    sources: list[torch.Tensor] = []
     with open_tensors(layout.weights_file, layout.header) as read:
-        for module, layer in zip(layout.modules, layers, strict=True):
-            down, up = read(module.a_key), read(module.b_key)
-            flat_b = b[layer.b_start : layer.b_start + layer.b_rows * up.shape[0]].view(layer.b_rows, -1)
-            a[layer.a_start : layer.a_start + down.numel()].copy_(down.flatten())
-            up = up.flatten(1) if module.scale == 1 else up.flatten(1).float() * module.scale
-            flat_b[: module.rank].copy_(up.T)
+        for slot, to_a, to_b in zip(slots, a.split(a_widths, 1), b.split(b_widths, 1), strict=True):
+            module = modules[slot]
+            down, up = read(module.a_key).flatten(1), read(module.b_key).flatten(1)
+            if module.scale != 1:
+                up = up.float() * module.scale
             if module.magnitude_key:
-                weight = _weight(layer.slot).cpu().dequantize()  # of a plain tensor: float32
+                weight = _weight(slot).detach().cpu().dequantize()  # of a plain tensor: float32
                 weight = weight.T if module.embedding else weight
-                m = read(module.magnitude_key)
-                flat_b[module.rank :].copy_(dora_rows(weight, down, up, m))
+                to_b[rank:].copy_(dora_rows(weight, down, up, read(module.magnitude_key)))
+            if module.rank < rows:
+                to_a, to_b = to_a[: module.rank], to_b[: module.rank]
+            targets += to_a, to_b
+            sources += down, up.T
+        if targets:
+            torch._foreach_copy_(targets, sources)
     refuse_non_finite(layout, a, b)
-    rank = max((m.rank for m in layout.modules), default=0)
-    return HostRows(a, b, tuple(layers), rank, any(m.magnitude_key for m in layout.modules))
+    return HostRows(a, b, slots, rank)
 
 
 def _slot(module: LoraModule, slots: Mapping[str, Slot]) -> Slot:
@@ -53,19 +66,16 @@ def _slot(module: LoraModule, slots: Mapping[str, Slot]) -> Slot:
     slot = slots.get(name)
     if slot is None:
         raise AdapterMismatchError(f"this base cannot adapt '{name}'")
-    weight = _weight(slot)
-    out, into = (1, 0) if module.embedding else (0, 1)
-    if module.b_shape[0] != weight.shape[out] or module.a_shape[1] != weight.shape[into]:
+    made_for = (module.b_shape[0], *module.a_shape[1:])
+    if _weight(slot).shape != (made_for[::-1] if module.embedding else made_for):
         raise AdapterMismatchError(f"'{name}' has another shape in the base")
-    if module.a_shape[2:] != tuple(weight.shape[2:]):
-        raise AdapterMismatchError(f"'{name}' has another kernel in the base")
     return slot
 
 
 def _weight(slot: Slot) -> torch.Tensor:
     weight = slot.layer.weight
     assert isinstance(weight, torch.Tensor)
-    return weight.detach()
+    return weight
 
 
 def refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:
@@ -80,4 +90,4 @@ def refuse_non_finite(layout: AdapterLayout, *tensors: torch.Tensor) -> None:
 def all_finite(*tensors: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite."""
     # The extremes are NaN when any value is: one pass, and nothing as large as the tensor is made.
-    return all(bool(extreme.isfinite()) for t in tensors if t.numel() for extreme in t.aminmax())
+    return all(math.isfinite(extreme) for t in tensors if t.numel() for extreme in t.aminmax())

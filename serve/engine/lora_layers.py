@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,23 +32,18 @@ class Gathered:
     rows: torch.Tensor
     """(N, R) int64, rows of the pool."""
     a: torch.Tensor
-    """(P, in), the layer's columns of the pool."""
+    """(N, R, in); for an embedding, whose `in` is its whole table, the columns of the pool (P, in)."""
     b: torch.Tensor
     """(N, R, out), the scales multiplied in."""
     gain: torch.Tensor | None
     """(N, 1, out), of the layer's own output; None when no sample uses DoRA."""
 
-    @cached_property
-    def down(self) -> torch.Tensor:
-        """A of every sample, (N, R, in)."""
-        return self.a.index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
-
     def each(self, times: int) -> Gathered:
         """The same for samples that stand `times` times, side by side."""
         if times == 1:
             return self
-        rows, b = (t.repeat_interleave(times, 0) for t in (self.rows, self.b))
-        return Gathered(rows, self.a, b, None if self.gain is None else self.gain.repeat_interleave(times, 0))
+        rows, a, b = (t.repeat_interleave(times, 0) for t in (self.rows, self.a, self.b))
+        return Gathered(rows, a, b, None if self.gain is None else self.gain.repeat_interleave(times, 0))
 
 
 Add = Callable[[Any, torch.Tensor, torch.Tensor, Gathered], torch.Tensor]
@@ -104,7 +98,7 @@ def dora_gain(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
     """X (N * any, ..., in), y (N * any, ..., out): whatever belongs to a sample is its tokens."""
     n = len(lora.rows)
-    hidden = torch.bmm(x.reshape(n, -1, x.shape[-1]), lora.down.transpose(1, 2))
+    hidden = torch.bmm(x.reshape(n, -1, x.shape[-1]), lora.a.transpose(1, 2))
     flat = y.reshape(n, -1, y.shape[-1])
     if lora.gain is not None:
         flat = _with_gain(flat, layer.bias, lora.gain)
@@ -114,7 +108,7 @@ def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gather
 def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:
     """X (N * any, in, height, width), y (N * any, out, height', width'): A convolves, B mixes channels."""
     lora = lora.each(len(x) // len(lora.rows))
-    a = lora.down
+    a = lora.a
     n, rank, _ = a.shape
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
         hidden = torch.bmm(a, x.flatten(2))

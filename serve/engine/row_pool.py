@@ -45,33 +45,21 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HostLayer:
-    """One layer's part of an adapter, in host memory: where it lies in the flat tensors of `HostRows`."""
-
-    slot: Slot
-    rank: int
-    b_rows: int
-    """`rank`, and with DoRA the extra rows, which come last."""
-    a_start: int
-    b_start: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class HostRows:
     """An adapter's rows in host memory, ready to be copied into the pool."""
 
     a: torch.Tensor
-    """One dimension: for each layer (rank, in)."""
+    """(rows, sum of in), the slots side by side; zero where a layer has a lower rank, or DoRA's rows."""
     b: torch.Tensor
-    """One dimension: for each layer (b_rows, out); alpha / rank is multiplied in."""
-    layers: tuple[HostLayer, ...]
+    """(rows, sum of out), likewise; alpha / rank is multiplied in."""
+    slots: tuple[Slot, ...]
+    """The layers that it changes, in the pool's order."""
     rank: int
-    dora: bool
 
     @property
     def rows(self) -> int:
-        """Rows that it takes."""
-        return self.rank + (DORA_ROWS if self.dora else 0)
+        """Rows that it takes: its rank, and with DoRA the extra rows, which come last."""
+        return len(self.b)
 
     @property
     def size_bytes(self) -> int:
@@ -148,6 +136,10 @@ class RowPool:
         self.slots: dict[str, Slot] = {}
         self.mix: Mix | None = None
         """Of the forward that is running; owner thread only."""
+        self.row_by_row = False
+        """Make a mix even where nobody uses an adapter, with a sample for every row: for compiled graphs."""
+        # By row: the slots where it may not be zero.
+        self._filled: list[frozenset[Slot]] = [frozenset()] * total_rows
         self._last: tuple[tuple[tuple[Uses, int], ...], Mix | None] = (), None
         a_end = b_end = 0
         first = next(next(iter(components.values())).parameters())
@@ -179,22 +171,19 @@ class RowPool:
             self._write(rows, host)
 
     def _write(self, rows: tuple[int, ...], host: HostRows) -> None:
-        for first, count in _runs(rows):
-            self.a[first : first + count].zero_()
-            self.b[first : first + count].zero_()
+        slots, start = frozenset(host.slots), 0
         a = host.a.to(self.a.device, non_blocking=True)
         b = host.b.to(self.b.device, non_blocking=True)
-        pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for layer in host.layers:
-            ranks = rows[: layer.rank]
-            pairs += _places(self.a[:, layer.slot.a], ranks, a, layer.a_start)
-            pairs += _places(self.b[:, layer.slot.b], ranks, b, layer.b_start)
-            if layer.b_rows > layer.rank:
-                start = layer.b_start + layer.rank * (layer.slot.b.stop - layer.slot.b.start)
-                pairs += _places(self.b[:, layer.slot.b], rows[host.rank :], b, start)
-        # All at once: on a GPU a thousand small copies would take as long to launch as to read the file.
-        if pairs:
-            torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+        for first, count in _runs(rows):
+            run, part = slice(first, first + count), slice(start, start + count)
+            for slot in frozenset().union(*self._filled[run]) - slots:
+                self.a[run, slot.a].zero_()
+                self.b[run, slot.b].zero_()
+            self._filled[run] = [slots] * count
+            if slots:  # an adapter of heads alone has none
+                _copy_columns(self.a[run], a[part], [slot.a for slot in host.slots])
+                _copy_columns(self.b[run], b[part], [slot.b for slot in host.slots])
+            start += count
 
     @contextmanager
     def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
@@ -209,14 +198,13 @@ class RowPool:
             self.mix = None
 
     def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
-        if not any(uses for uses, _ in calls):
+        if not self.row_by_row and not any(uses for uses, _ in calls):
             return None
         need = max(sum(len(use.rows) for use in uses) for uses, _ in calls)
         width = next((w for w in _WIDTHS if w >= need), need)
         # The two rows of a request with guidance are one sample here, unless a head must tell them apart.
-        together = (
-            1 if any(use.heads for uses, _ in calls for use in uses) else math.gcd(*(n for _, n in calls))
-        )
+        apart = self.row_by_row or any(use.heads for uses, _ in calls for use in uses)
+        together = 1 if apart else math.gcd(*(n for _, n in calls))
         calls = [(uses, n // together) for uses, n in calls]
         rows, scales, heads = [], [], []
         for uses, n in calls:
@@ -267,12 +255,13 @@ class RowPool:
             raise RuntimeError(f"{slot.name} got {n} rows, which no batch of {mix.batch} has")
         if mix.gathered is not None and slot.index in mix.gathered:
             return mix.gathered[slot.index]
-        b = self.b[:, slot.b].index_select(0, mix.rows.flatten()).view(*mix.rows.shape, -1)
+        a, b, gain = self.a[:, slot.a], _picked(self.b[:, slot.b], mix.rows), None
+        if not isinstance(slot.layer, nn.Embedding):
+            a = _picked(a, mix.rows)
         b *= mix.scale[..., None]
-        gain = None
         if mix.dora is not None:
             b, gain = self._with_dora(slot, mix.dora, b)
-        gathered = Gathered(mix.rows, self.a[:, slot.a], b, gain)
+        gathered = Gathered(mix.rows, a, b, gain)
         if mix.gathered is not None:
             mix.gathered[slot.index] = gathered
         return gathered
@@ -287,6 +276,11 @@ class RowPool:
         after = torch.cat([gain.flip(1).cumprod(1).flip(1), torch.ones_like(gain[:, :1])], dim=1)
         before = dora.before[..., None].expand(-1, -1, b.shape[-1])
         return b * after.gather(1, before), after[:, :1]
+
+
+def _picked(columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows (N, R) of a slot's columns (P, width) → (N, R, width)."""
+    return columns.index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 @contextmanager
@@ -305,14 +299,15 @@ def _finished(stream: torch.cuda.Stream | None) -> Iterator[None]:
     done.synchronize()
 
 
-def _places(
-    columns: torch.Tensor, rows: tuple[int, ...], flat: torch.Tensor, start: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some rows of a slot, and the (len(rows), width) numbers for them that begin at `start` of `flat`."""
-    width = columns.shape[1]
-    for first, count in _runs(rows):
-        yield columns[first : first + count], flat[start : start + count * width].view(count, width)
-        start += count * width
+def _copy_columns(rows: torch.Tensor, values: torch.Tensor, columns: Sequence[slice]) -> None:
+    """Fill `columns`, from left to right, of `rows` with `values`, where they lie side by side."""
+    spans: list[slice] = []  # neighbours are filled in one go
+    for span in columns:
+        if spans and spans[-1].stop == span.start:
+            span = slice(spans.pop().start, span.stop)
+        spans.append(span)
+    parts = values.split([span.stop - span.start for span in spans], dim=1)
+    torch._foreach_copy_([rows[:, span] for span in spans], parts)
 
 
 @lru_cache(maxsize=64)

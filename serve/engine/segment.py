@@ -20,6 +20,7 @@ from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from hubctl.modeling.loading import load_segmenter
+from serve.engine.compiled import Compiled
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
@@ -99,6 +100,11 @@ class SegmentEngine:
         self._device, self._dtype = device, dtype
         self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
         self._core = Core(base, config, fetch, {"model": self._model}, self._read_heads)
+        if config.compile != "off":
+            for name in _backbones(model):
+                backbone = getattr(model, name)
+                targets = base.family.default_targets
+                Compiled(backbone, self._core.pool, config.compile, targets=targets)
         self.owner = self._core.owner
         """Counts of calls and forwards, for measurements."""
         for path in sorted(self._pristine, key=lambda path: path.count("."), reverse=True):
@@ -133,9 +139,13 @@ class SegmentEngine:
             )
 
     def warm_up(self) -> None:
-        """Label one image, so that the first request finds kernels chosen and memory taken."""
-        if self._labels:  # a backbone alone has no head to label with
-            self.segment(SegmentRequest(image=np.zeros((64, 64, 3), np.uint8)))
+        """Label an image, so that the first request finds kernels chosen and memory taken."""
+        if not self._labels:  # a backbone alone has no head to label with
+            return
+        pixels = self._pixels(np.zeros((64, 64, 3), np.uint8))
+        for rows in (1, 2):  # one row is a graph of its own to torch.compile
+            with self._core.session((), None) as session:
+                session.client.call(self._shared, (pixels.repeat(rows, 1, 1, 1),), {})
 
     def logits(self, request: SegmentRequest) -> torch.Tensor:
         """What `segment` starts from: (C, h, w)."""

@@ -38,12 +38,19 @@ def open_tensors(path: Path, header: Header) -> Iterator[Callable[[str], torch.T
         if file.readinto(memoryview(data.numpy())) < size:  # type: ignore[arg-type]
             raise AdapterError(f"{path.name} was cut short while it was read")
 
+    storage = data.untyped_storage()
+
     def read(name: str) -> torch.Tensor:
         tensor = header.tensors[name]
         dtype = _DTYPES[tensor.dtype]
-        raw = data[tensor.start - begin : tensor.end - begin]
+        start, end = tensor.start - begin, tensor.end - begin
         # A header of odd length, or a tensor of odd size before, puts numbers where no processor wants them.
-        aligned = raw.storage_offset() % dtype.itemsize == 0
-        return (raw if aligned else raw.clone()).view(dtype).view(tensor.shape)
+        if start % dtype.itemsize:
+            return data[start:end].clone().view(dtype).view(tensor.shape)
+        # Half the time of a slice and two views, which matters for the thousand tensors of a large adapter.
+        part: torch.Tensor = torch.empty(0, dtype=dtype).set_(  # type: ignore[call-overload]
+            storage, start // dtype.itemsize, tensor.shape
+        )
+        return part
 
     yield read

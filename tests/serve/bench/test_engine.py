@@ -47,7 +47,8 @@ def test_a_hollow_base_loads_like_a_real_one_and_draws(name: str, tmp_path: Path
 
 
 def test_everything_is_measured_and_written_down(tmp_path: Path) -> None:
-    flags = ["--jobs", "2", "--adapters", "1,2", "--turns", "1", "--residents", "1,2", "--rank", "2"]
+    flags = ["--jobs", "2", "--adapters", "1,2", "--turns", "1", "--rounds", "1"]
+    flags += ["--residents", "1,2", "--rank", "2"]
     command = ["bench", "engine", "--base", "emoji-64", "--base", "segformer-b0", "--steps", "1"]
     result = CliRunner().invoke(
         cli, [*command, "--side", "64", *flags, "-o", str(tmp_path), "--json"], catch_exceptions=False

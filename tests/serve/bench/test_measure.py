@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.bench.measure import Contender, Job, drive, percentile, poisson_arrivals
+from serve.bench.measure import Contender, Job, Load, drive, median_load, percentile, poisson_arrivals
 
 
 @given(values=st.lists(st.floats(0, 100), min_size=1), share=st.floats(0, 1))
@@ -66,3 +66,9 @@ def test_clients_take_turns() -> None:
     batches: list[Sequence[Job]] = []
     drive(Contender(name="batch", together=batches.append), jobs, turns=2)
     assert batches == [jobs, jobs]
+
+
+def test_medians_are_taken_of_each_figure() -> None:
+    figures = [(1.0, 30.0, 300.0), (2.0, 10.0, 200.0), (9.0, 20.0, 100.0)]
+    loads = [Load(images_per_s=rate, p50_s=half, p99_s=most) for rate, half, most in figures]
+    assert median_load(loads) == Load(images_per_s=2.0, p50_s=20.0, p99_s=200.0)

@@ -17,7 +17,7 @@ from hubctl.adapter.layout import read_layout
 from hubctl.errors import AdapterError
 from serve.engine.host_rows import read_rows
 from serve.engine.residency import Adapter
-from serve.engine.row_pool import PooledUse, RowPool
+from serve.engine.row_pool import HostRows, PooledUse, RowPool
 from tests.serve import tiny
 
 SAMPLES, TOKENS, WIDTH, ENTRIES = 6, 5, 12, 30
@@ -71,20 +71,30 @@ def folders(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return {name: write(folder, name, model, seed) for seed, name in enumerate(KINDS)}
 
 
+def _fill(pool: RowPool, value: float) -> None:
+    """Have an adapter of every layer in all rows."""
+    slots, rows = tuple(pool.slots.values()), range(1, len(pool.a))
+    a, b = (
+        torch.full((len(rows), sum(columns.stop - columns.start for columns in side)), value)
+        for side in ([slot.a for slot in slots], [slot.b for slot in slots])
+    )
+    pool.write(tuple(rows), HostRows(a, b, slots, len(rows)))
+
+
 class Pooled:
     """A model with a pool, and every adapter of `folders` in it."""
 
     def __init__(self, model: nn.Module, folders: dict[str, Path]) -> None:
         self.model = copy.deepcopy(model)
         self.pool = RowPool({"model": self.model}, 64)
-        self.pool.a[1:], self.pool.b[1:] = 99.0, 99.0  # rows that were freed hold rubbish
+        _fill(self.pool, 99.0)  # rows that were freed hold rubbish
         self.uses: dict[str, tuple[Adapter, tuple[int, ...]]] = {}
         free: Iterator[int] = iter(range(63, 0, -1))
         for name, folder in folders.items():
-            host = read_rows(read_layout(folder), self.pool)
+            host = read_rows(read_layout(folder), self.pool, 1 << 20)
             rows = tuple(next(free) for _ in range(host.rows))
             self.pool.write(rows, host)
-            layers = frozenset(layer.slot.index for layer in host.layers)
+            layers = frozenset(slot.index for slot in host.slots)
             adapter = Adapter(rank=host.rank, rows=host.rows, layers=layers, heads={}, labels=None)
             self.uses[name] = adapter, rows
 
@@ -152,6 +162,13 @@ def test_a_mixed_batch_is_what_peft_makes_of_each_sample(
         assert (got[i] - want).abs().max() < 1e-5, mix
         if mix:
             assert (want - truth(model, folders, [], ids[i : i + 1])[0]).abs().max() > 1e-3
+
+
+def test_one_high_rank_cannot_make_a_small_file_large(model: nn.Module, folders: dict[str, Path]) -> None:
+    pool = RowPool({"model": copy.deepcopy(model)}, 64)
+    size = read_rows(read_layout(folders["patterns"]), pool, 1 << 20).size_bytes
+    with pytest.raises(AdapterError, match=f"ranks differ: it takes {size:,} bytes"):
+        read_rows(read_layout(folders["patterns"]), pool, size - 1)
 
 
 def test_settings_that_contradict_the_file(folders: dict[str, Path], tmp_path: Path) -> None:

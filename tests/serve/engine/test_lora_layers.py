@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from serve.engine.row_pool import HostLayer, HostRows, PooledUse, RowPool, Uses
+from serve.engine.row_pool import HostRows, PooledUse, RowPool, Uses
 
 SAMPLES = 4
 
@@ -37,8 +37,7 @@ def _pool(layer: nn.Module, ranks: Sequence[int]) -> tuple[RowPool, list[Adapter
         b = torch.randn(weight.shape[0], rank)
         rows = tuple(range(first, first + rank))
         (slot,) = pool.slots.values()
-        layers = (HostLayer(slot, rank, rank, 0, 0),)
-        pool.write(rows, HostRows(a.flatten(), b.T.flatten(), layers, rank, dora=False))
+        pool.write(rows, HostRows(a.flatten(1), b.T, (slot,), rank))
         adapters.append(Adapter(a, b, rows))
         first += rank
     return pool, adapters
@@ -100,8 +99,7 @@ def test_rows_apart_from_each_other_and_rows_that_are_filled_anew() -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         adapter = Adapter(torch.randn(3, 16), torch.randn(24, 3), rows)
-        layers = (HostLayer(slot, 3, 3, 0, 0),)
-        pool.write(rows, HostRows(adapter.a.flatten(), adapter.b.T.flatten(), layers, 3, dora=False))
+        pool.write(rows, HostRows(adapter.a, adapter.b.T, (slot,), 3))
         calls: list[tuple[Uses, int]] = [((adapter.use(0.5),), 2)]
         want = _dense(pristine, [(adapter, 0.5)])(x)
         for _ in range(2):  # the second time from what was gathered
@@ -169,8 +167,7 @@ def test_a_load_does_not_wait_for_the_forwards_under_way() -> None:
     """Nor may it come back before the rows are whole."""
     pool = RowPool({"model": nn.Sequential(nn.Linear(4, 6).cuda())}, 8)
     (slot,) = pool.slots.values()
-    layers = (HostLayer(slot, 2, 2, 0, 0),)
-    loads = [HostRows(torch.full((8,), n), torch.full((12,), n), layers, 2, dora=False) for n in (1.0, 2.0)]
+    loads = [HostRows(torch.full((2, 4), n), torch.full((2, 6), n), (slot,), 2) for n in (1.0, 2.0)]
     pool.write((1, 2), loads[0])  # the first one may have to get memory
     torch.cuda._sleep(1 << 31)  # clock cycles: about a second
     pool.write((3, 4), loads[1])

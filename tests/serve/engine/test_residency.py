@@ -12,7 +12,7 @@ from hubctl.errors import AdapterError, InputError, UnavailableError
 from hubctl.refs import PinnedRef
 from serve.engine.requests import LoraUse
 from serve.engine.residency import MAX_REFUSED, Adapter, Loaded, Residency
-from serve.engine.row_pool import HostLayer, HostRows, RowPool
+from serve.engine.row_pool import HostRows, RowPool
 from tests.serve.waiting import until
 
 
@@ -44,8 +44,8 @@ class Disk:
         rank = {"h": 0, "b": 5}.get(name, 2)
         fill = float(ord(name))
         (slot,) = self.pool.slots.values()
-        numbers = torch.full((rank * 4,), fill)
-        rows = HostRows(numbers, numbers, (HostLayer(slot, rank, rank, 0, 0),), rank, dora=False)
+        numbers = torch.full((rank, 4), fill)
+        rows = HostRows(numbers, numbers, (slot,) if rank else (), rank)
         return Loaded(Adapter(rank=rank, rows=rank, layers=frozenset({0}), heads={}, labels=None), rows)
 
     def residency(self, host_bytes: int = 1 << 20) -> Residency:

@@ -249,3 +249,25 @@ def test_nothing_but_a_pickle(tmp_path: Path, name: str) -> None:
     what = tmp_path / name.partition("/")[0]
     with pytest.raises(AdapterError, match="is a pickle"), open_adapter(str(what), never):
         pass
+
+
+def test_where_a_registry_sends_us_gets_the_range_and_not_the_token() -> None:
+    came: list[tuple[str | None, str | None]] = []
+
+    def store(request: BaseHTTPRequestHandler) -> None:
+        came.append((request.headers.get("Range"), request.headers.get("Authorization")))
+        always(206, GOOD)(request)
+
+    def registry(request: BaseHTTPRequestHandler) -> None:
+        if request.path.startswith("/api/"):
+            always(200, info_of(len(GOOD)))(request)
+        else:
+            always(302, b"", Location=f"{elsewhere}/blob")(request)
+
+    with (
+        serving(store) as elsewhere,
+        serving(registry) as endpoint,
+        open_adapter("a/b", lambda: Hub(endpoint, "secret-token", "odd")) as source,
+    ):
+        assert inspect_adapter(source.weights, look=False).modules == 1
+    assert came == [(f"bytes=0-{len(GOOD) - 1}", None)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from hubctl.cli.amounts import SIZE
 from hubctl.cli.output import Output, json_option
 
 
@@ -23,9 +24,16 @@ def registry() -> None:
     "--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
 )
 @click.option("--base-url", metavar="URL", help="What clients call it, when it is behind a proxy.")
+@click.option(
+    "--part-size",
+    default="512MB",
+    show_default=True,
+    type=SIZE,
+    help="Clients without Xet send larger files in parts of this size; less than a proxy's limit on bodies.",
+)
 @json_option
 @click.pass_obj
-def serve(output: Output, root: Path, host: str, port: int, base_url: str | None) -> None:
+def serve(output: Output, root: Path, host: str, port: int, base_url: str | None, part_size: int) -> None:
     """Serve a registry until Ctrl-C. Stock Hub clients need only its address and a token.
 
     Prints its address on stdout once it answers.
@@ -37,12 +45,13 @@ def serve(output: Output, root: Path, host: str, port: int, base_url: str | None
       HF_ENDPOINT=http://127.0.0.1:8765 HF_TOKEN=... hf upload alice/my-lora my-lora
     """
     from hubctl.registry import run
+    from hubctl.registry.limits import Limits
 
     def ready(url: str) -> None:
         output.result({"url": url, "root": root}, text=f"registry ready at {url}", quiet="url")
         output.note(f"let somebody in: hubctl registry token create --root {root} --user NAME")
 
-    run.serve(root, host, port, ready, base_url=base_url)
+    run.serve(root, host, port, ready, base_url=base_url, limits=Limits(part_bytes=part_size))
     output.note("registry stopped")
 
 

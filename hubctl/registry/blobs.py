@@ -64,6 +64,10 @@ class FileStore:
             os.close(descriptor)
             path.unlink(missing_ok=True)
 
+    def aside(self, name: str) -> Path:
+        """Where `Draft.set_aside` puts the draft that it calls `name`."""
+        return self._drafts / name
+
     def sweep(self) -> int:
         """Remove drafts that a killed process left; only safe while nobody writes. Returns how many."""
         stale = list(self._drafts.iterdir())
@@ -94,6 +98,10 @@ class Draft:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
+
+    def set_aside(self, name: str) -> None:
+        """Keep the file as a draft called `name`, until somebody joins it to others or sweeps it away."""
+        os.rename(self.path, self._store.aside(name))
 
     def publish(self, digest: str) -> str:
         """Give the file its name, once it is safe on disk; the caller vouches that `digest` fits."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hubctl.errors import AccessError, ConflictError, InputError
-from hubctl.registry import commits
+from hubctl.registry import commits, rewrite
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database, now
 from hubctl.registry.faults import EntryNotFound, RepoExists, RepoNotFound, RevisionNotFound
@@ -229,6 +230,35 @@ class Repositories:
         if row is None:
             raise EntryNotFound(f"{repo.id} at {oid[:12]} has no file {path!r}", commit=oid)
         return commits.file_of(row)
+
+    def squash(self, repo: Repo, branch: str, title: str, *, user: str) -> str:
+        """Put one commit in the place of a branch's history; returns its id.
+
+        Raises:
+            RevisionNotFound: no such branch.
+        """
+        with self._db.write() as db:
+            head = _ref(db, repo, "branch", branch)
+            if head is None:
+                raise RevisionNotFound(f"{repo.id} has no branch {branch!r} to squash")
+            return rewrite.squash(
+                db, self._blobs, repo=repo.key, branch=branch, head=head, title=title, user=user
+            )
+
+    def large_files(self, repo: Repo, *, after: str, limit: int) -> list[tuple[commits.File, str]]:
+        """Large files of the whole history, in the order of their sha256, and when each first came."""
+        with self._db.read() as db:
+            rows = db.execute(
+                "SELECT files.*, MIN(created_at) AS pushed_at FROM files JOIN commits USING (repo, oid)"
+                " WHERE repo = ? AND lfs AND sha256 > ? GROUP BY sha256 ORDER BY sha256 LIMIT ?",
+                (repo.key, after, limit),
+            )
+            return [(commits.file_of(row), row["pushed_at"]) for row in rows]
+
+    def drop_large(self, repo: Repo, digests: Collection[str]) -> int:
+        """Write the history anew without some large files; returns how many commits changed."""
+        with self._db.write() as db:
+            return rewrite.drop_large(db, self._blobs, repo=repo.key, digests=digests)
 
     def _check_free(self, db: sqlite3.Connection, kind: Kind, owner: str, name: str) -> None:
         taken = db.execute(

@@ -15,12 +15,19 @@ import uvicorn
 
 from hubctl.errors import ConflictError, InputError
 from hubctl.registry.app import create_app
+from hubctl.registry.limits import Limits
 
 GRACE_S = 5
 
 
 def serve(
-    root: Path, host: str, port: int, ready: Callable[[str], object], *, base_url: str | None = None
+    root: Path,
+    host: str,
+    port: int,
+    ready: Callable[[str], object],
+    *,
+    base_url: str | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve the registry in `root` until SIGTERM or Ctrl-C; running requests get some seconds to finish.
 
@@ -31,7 +38,7 @@ def serve(
         InputError: `host` is no address of this machine, or `root` cannot be a registry.
     """
     with _only_server_of(root), _listening(host, port) as listener:
-        app = create_app(root, base_url=base_url)
+        app = create_app(root, base_url=base_url, limits=limits)
         services = app.state.services
         services.blobs.sweep()
         services.xorbs.sweep()

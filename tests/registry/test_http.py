@@ -77,7 +77,9 @@ def test_a_file_and_its_ranges(alice: httpx.Client, nobody: httpx.Client) -> Non
         assert (part.status_code, part.content) == (206, CONTENT[first : last + 1])
         assert part.headers["content-range"] == f"bytes {first}-{last}/10240"
         assert part.headers["etag"] == head.headers["etag"]
-    assert nobody.get(address, headers={"Range": "bytes=10240-"}).status_code == 416
+    past = nobody.get(address, headers={"Range": "bytes=10240-"})
+    assert (past.status_code, past.headers["content-range"]) == (416, "bytes */10240")
+    assert "after the end" in past.headers["x-error-message"]
     assert nobody.get(address, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
     assert (
         nobody.get(f"/{repo_id}/resolve/main/note.txt").headers["content-type"] == "text/plain; charset=utf-8"
@@ -128,6 +130,13 @@ def test_not_found_says_what(alice: httpx.Client) -> None:
         assert answer.headers["x-error-message"] == answer.json()["error"]
         if code == "EntryNotFound":
             assert answer.headers["x-repo-commit"] == sha
+
+
+def test_every_answer_has_a_name_of_its_own(alice: httpx.Client) -> None:
+    repo_id = make(alice, "named", {"x": b"x"})
+    addresses = ("/healthz", f"/{repo_id}/resolve/main/x", f"/{repo_id}/resolve/main/gone", "/nowhere/at/all")
+    names = [alice.get(address).headers["x-request-id"] for address in addresses]
+    assert len(set(names)) == len(addresses)
 
 
 @pytest.mark.parametrize("header", ["Bearer wrong", "Bearer hubctl_x\xe9", "Basic !!!", "Digest x", "Bearer"])
@@ -328,6 +337,13 @@ BAD_REQUESTS: list[tuple[str, str, object]] = [
     ("POST", "/alice/bad.git/info/lfs/objects/batch", {"operation": "upload", "objects": {}}),
     ("POST", "/alice/bad.git/info/lfs/verify", {"oid": "x", "size": 1}),
     ("PUT", "/lfs/x.y", b""),
+    ("PUT", "/lfs/x.y/part/1", b""),
+    ("POST", "/lfs/x.y/complete", {"oid": "x", "parts": []}),
+    ("POST", f"{BAD}/super-squash/gone", {"message": "x"}),
+    ("POST", f"{BAD}/super-squash/main", {"message": 3}),
+    ("POST", f"{BAD}/lfs-files/batch", {"deletions": []}),
+    ("POST", f"{BAD}/lfs-files/batch", {"deletions": {"sha": ["x"], "rewriteHistory": True}}),
+    ("POST", f"{BAD}/lfs-files/batch", {"deletions": {"sha": []}}),
     ("PUT", "/lfs/%ff.%ff", b""),
     ("POST", "/xet/e/alice/v1/xorbs/default/x", b""),
     ("POST", "/xet/e/alice/v1/shards", b""),

@@ -22,12 +22,19 @@ SCENARIOS = (
     "ignores_what_gitignore_says",
     "sends_large_files_without_xet",
     "follows_pages",
+    "makes_histories_smaller",
 )
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_stock_client(scenario: str, registry: RegistryServer, tmp_path: Path) -> None:
     play(scenario, registry, tmp_path)
+
+
+def test_large_files_in_parts(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path / "root", "--part-size", "1MB") as registry:
+        play("sends_large_files_in_parts", registry, tmp_path)
+        assert not list((registry.root / "blobs" / "drafts").iterdir())
 
 
 def test_chunks_sent_before_are_not_sent_again(registry: RegistryServer, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from hubctl.cli.amounts import SIZE
+from hubctl.cli.options import SIZE, root_option
 from hubctl.cli.output import Output, json_option
+from hubctl.cli.registry_people import org, token, user
 
 
 @click.group()
@@ -16,9 +17,7 @@ def registry() -> None:
 
 
 @registry.command()
-@click.option(
-    "--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder that holds it."
-)
+@root_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
@@ -55,26 +54,5 @@ def serve(output: Output, root: Path, host: str, port: int, base_url: str | None
     output.note("registry stopped")
 
 
-@registry.group()
-def token() -> None:
-    """Who may write."""
-
-
-@token.command("create")
-@click.option(
-    "--root", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the registry."
-)
-@click.option("--user", required=True, help="Whose token; the user is made if new.")
-@json_option
-@click.pass_obj
-def create(output: Output, root: Path, user: str) -> None:
-    """Make a token and print it; it cannot be shown again. Works while the registry runs.
-
-    \b
-    Examples:
-      hubctl registry token create --root ~/registry --user alice
-      hubctl registry token create --root ~/registry --user alice | hubctl login --token-stdin
-    """
-    from hubctl.registry.auth import create_token
-
-    output.result({"user": user, "token": (made := create_token(root, user))}, text=made, quiet="token")
+for _command in (token, user, org):
+    registry.add_command(_command)

@@ -12,7 +12,9 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     xet.py      routes: the write side of Xet, rebuilt into ordinary large files
     wire.py     requests in and Hub-shaped JSON out
     services.py everything a running registry holds, opened from its folder
-    auth.py     users, tokens, signed links
+    accounts.py users, organisations, tokens
+    uploads.py  who has sent which bytes
+    auth.py     the database file, tokens in headers, signed links
     repo.py     repositories, references, file trees, permissions
     commits.py  what a commit does to a tree
     rewrite.py  histories made anew

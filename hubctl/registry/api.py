@@ -38,7 +38,8 @@ from hubctl.registry.wire import (
     repo_id_field,
     repo_json,
     repo_url,
-    require_user,
+    require_caller,
+    require_writer,
     services_of,
     size_field,
     text_field,
@@ -56,10 +57,21 @@ COMMITS_PER_PAGE = 50
 
 def whoami(request: Request) -> Response:
     """`GET /api/whoami-v2`."""
-    user = require_user(request)
-    token = {"displayName": "token", "role": "write"}
-    auth = {"type": "access_token", "accessToken": token}
-    return JSONResponse({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": auth})
+    caller = require_caller(request)
+    token = {"displayName": caller.label, "role": caller.scope}
+    orgs = [
+        {"type": "org", "name": org, "fullname": org, "roleInOrg": role}
+        for org, role in services_of(request).accounts.orgs_of(caller.user)
+    ]
+    return JSONResponse(
+        {
+            "type": "user",
+            "name": caller.user,
+            "fullname": caller.user,
+            "orgs": orgs,
+            "auth": {"type": "access_token", "accessToken": token},
+        }
+    )
 
 
 def auth_check(request: Request) -> Response:
@@ -93,7 +105,7 @@ async def create_repo(request: Request) -> Response:
         owner = text_field(fields, "organization", "")
 
     def create() -> Response:
-        user = require_user(request)
+        user = require_writer(request)
         try:
             repo = services_of(request).repos.create(kind, owner or user, name, user=user, private=private)
         except RepoExists as error:
@@ -114,7 +126,7 @@ async def delete_repo(request: Request) -> Response:
         owner = text_field(fields, "organization", "")
 
     def delete() -> None:
-        user = require_user(request)
+        user = require_writer(request)
         repos = services_of(request).repos
         repos.delete(repos.open_to_write(kind, owner or user, name, user=user))
 
@@ -129,7 +141,7 @@ async def move_repo(request: Request) -> Response:
     source, target = repo_id_field(fields, "fromRepo"), repo_id_field(fields, "toRepo")
 
     def move() -> None:
-        user = require_user(request)
+        user = require_writer(request)
         repos = services_of(request).repos
         repos.move(repos.open_to_write(kind, *source, user=user), *target, user=user)
 
@@ -246,7 +258,7 @@ async def commit(request: Request) -> Response:
     """`POST .../commit/{branch}`: operations as JSON lines; all of them happen, or none."""
     refuse_pull_request(request)
     repo = await run_in_threadpool(lambda: open_repo(request, write=True))
-    user = await run_in_threadpool(require_user, request)
+    user = await run_in_threadpool(require_writer, request)
     services = services_of(request)
     header: dict[str, Any] = {}
     operations: list[File | Delete] = []
@@ -309,7 +321,7 @@ def _operation(services: Services, key: object, value: Mapping[str, Any], user: 
         sha256 = check_digest(value.get("oid"))
         size = services.blobs.size(sha256)
         # The same answer for "not here" and "not yours": a hash must not reveal what others have.
-        if size is None or not services.accounts.may_use_blob(user, sha256):
+        if size is None or not services.uploads.may_use_blob(user, sha256):
             raise InputError(
                 f"large file {path!r} ({sha256}) was not uploaded", hint="upload it, then commit again"
             )

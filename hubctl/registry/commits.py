@@ -150,7 +150,8 @@ def write(
     oid = commit_id(commit, parent=parent, tree=tree_id)
     # The same change to two branches within a second is one commit: the id says all there is.
     db.execute(
-        "INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO commits (repo, oid, parent, tree, author, title, description, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (repo, oid, parent, tree_id, commit.author, commit.title, commit.description, commit.created_at),
     )
     db.executemany(

@@ -26,7 +26,7 @@ from hubctl.errors import (
 
 
 class RepoNotFound(NotFoundError):
-    """No such repository, or a private one and the caller is not its owner."""
+    """No such repository, or a private one that is not for the caller."""
 
 
 class RevisionNotFound(NotFoundError):

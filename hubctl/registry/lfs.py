@@ -25,7 +25,7 @@ from hubctl.registry.wire import (
     parse_json,
     read_body,
     read_json,
-    require_user,
+    require_writer,
     services_of,
     size_field,
     text_field,
@@ -63,7 +63,7 @@ async def batch(request: Request) -> Response:
     in_parts = isinstance(transfers, list) and "multipart" in transfers
 
     def answer() -> list[dict[str, Any]]:
-        repo, user = open_repo(request, write=True), require_user(request)
+        repo, user = open_repo(request, write=True), require_writer(request)
         return [_batch_entry(request, repo, user, entry, in_parts=in_parts) for entry in objects]
 
     shown = await run_in_threadpool(answer)
@@ -172,7 +172,7 @@ def _batch_entry(request: Request, repo: Repo, user: str, entry: Any, *, in_part
         oid, size = check_digest(entry.get("oid")), size_field(entry, "size")
         shown = {"oid": oid, "size": size}
         services = services_of(request)
-        if services.blobs.size(oid) == size and services.accounts.may_use_blob(user, oid):
+        if services.blobs.size(oid) == size and services.uploads.may_use_blob(user, oid):
             return shown
         base, part_bytes = base_url(request), request.app.state.limits.part_bytes
         if in_parts and size > part_bytes:
@@ -197,4 +197,4 @@ def _keep(services: Services, draft: Draft, permit: dict[str, Any]) -> None:
             f"object {permit['oid']} has {draft.size_bytes} bytes, not the {permit['size']} announced"
         )
     draft.publish_sha256(permit["oid"])
-    services.accounts.record_held(permit["user"], "blob", permit["oid"])
+    services.uploads.record_held(permit["user"], "blob", permit["oid"])

@@ -87,7 +87,7 @@ async def complete(request: Request) -> Response:
 
 def _join(services: Services, permit: dict[str, Any], count: int) -> None:
     # A client whose connection broke asks again: what is joined already is an answer too.
-    if services.blobs.size(permit["oid"]) == permit["size"] and services.accounts.holds(
+    if services.blobs.size(permit["oid"]) == permit["size"] and services.uploads.holds(
         permit["user"], "blob", permit["oid"]
     ):
         return
@@ -101,7 +101,7 @@ def _join(services: Services, permit: dict[str, Any], count: int) -> None:
             except FileNotFoundError as error:
                 raise InputError(f"part {number} of {permit['oid']} has not arrived") from error
         draft.publish_sha256(permit["oid"])
-    services.accounts.record_held(permit["user"], "blob", permit["oid"])
+    services.uploads.record_held(permit["user"], "blob", permit["oid"])
     for path in paths:
         path.unlink(missing_ok=True)
 

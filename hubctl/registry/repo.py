@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hubctl.errors import AccessError, ConflictError, InputError
 from hubctl.registry import commits, rewrite
+from hubctl.registry.accounts import READABLE, writer_to
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database, now
 from hubctl.registry.faults import EntryNotFound, RepoExists, RepoNotFound, RevisionNotFound
@@ -68,19 +69,19 @@ class Repositories:
         """Create a repository with one commit, holding `.gitattributes` as on the Hub.
 
         Raises:
-            RepoExists: the user has one of that name already.
-            AccessError: `owner` is somebody else.
+            RepoExists: the owner has one of that name already.
+            AccessError: `user` may not write to what `owner` has.
         """
         check_repo_name(name)
-        _check_own_namespace(owner, user)
         attributes = commits.put_regular(self._blobs, ".gitattributes", commits.GITATTRIBUTES.encode())
         with self._db.write() as db:
-            self._check_free(db, kind, user, name)
+            owner = writer_to(db, owner, user)
+            self._check_free(db, kind, owner, name)
             created_at = now()
             key = db.execute(
                 "INSERT INTO repos (kind, owner, name, private, created_at, updated_at)"
                 " VALUES (?, ?, ?, ?, ?, ?)",
-                (kind, user, name, private, created_at, created_at),
+                (kind, owner, name, private, created_at, created_at),
             ).lastrowid
             assert key is not None  # an INSERT always has one
             change = commits.Change(title="initial commit", operations=(attributes,))
@@ -91,7 +92,7 @@ class Repositories:
         """The repository, if `user` may read it.
 
         Raises:
-            RepoNotFound: it does not exist, or is private and somebody else's.
+            RepoNotFound: it does not exist, or is private and not for this user.
         """
         with self._db.read() as db:
             return _open(db, kind, owner, name, user)
@@ -101,12 +102,13 @@ class Repositories:
 
         Raises:
             RepoNotFound: as `open`.
-            AccessError: nobody is logged in, or it is somebody else's.
+            AccessError: nobody is logged in, or the user may only read it.
         """
         repo = self.open(kind, owner, name, user=user)
         if user is None:
             raise AccessError(f"log in to change {repo.id}")
-        _check_own_namespace(repo.owner, user)
+        with self._db.read() as db:
+            writer_to(db, repo.owner, user)
         return repo
 
     def delete(self, repo: Repo) -> None:
@@ -115,21 +117,24 @@ class Repositories:
             db.execute("DELETE FROM repos WHERE id = ?", (repo.key,))
 
     def move(self, repo: Repo, owner: str, name: str, *, user: str) -> None:
-        """Rename the repository.
+        """Rename the repository, or give it to another owner.
 
         Raises:
             RepoExists: the new name is taken.
-            AccessError: the new owner is somebody else.
+            AccessError: `user` may not write to what the new owner has.
         """
         check_repo_name(name)
-        _check_own_namespace(owner, user)
         with self._db.write() as db:
-            if (owner.lower(), name.lower()) != (repo.owner.lower(), repo.name.lower()):
-                self._check_free(db, repo.kind, user, name)
-            db.execute("UPDATE repos SET name = ?, updated_at = ? WHERE id = ?", (name, now(), repo.key))
+            owner = writer_to(db, owner, user)
+            if (owner, name.lower()) != (repo.owner, repo.name.lower()):
+                self._check_free(db, repo.kind, owner, name)
+            db.execute(
+                "UPDATE repos SET owner = ?, name = ?, updated_at = ? WHERE id = ?",
+                (owner, name, now(), repo.key),
+            )
 
     def set_private(self, repo: Repo, private: bool) -> None:
-        """Hide the repository from everyone but its owner, or show it."""
+        """Hide the repository from everyone but its owner (an organisation's members), or show it."""
         with self._db.write() as db:
             db.execute("UPDATE repos SET private = ? WHERE id = ?", (private, repo.key))
 
@@ -297,17 +302,12 @@ def _load(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Repo:
 
 
 def _open(db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str | None) -> Repo:
-    where, values = "kind = ? AND owner = ? AND name = ?", (kind, owner, name)
+    where, values = f"kind = ? AND owner = ? AND name = ? AND {READABLE}", (kind, owner, name, user)
     row = db.execute(f"SELECT {REPO_COLUMNS} FROM repos WHERE {where}", values).fetchone()
     # A private repository must look exactly like a missing one: its name is a secret too.
-    if row is None or (row["private"] and row["owner"] != user):
-        raise RepoNotFound(f"no {kind} {owner}/{name}, or it is private and you are not its owner")
+    if row is None:
+        raise RepoNotFound(f"no {kind} {owner}/{name}, or it is private and not for you")
     return repo_of(row)
-
-
-def _check_own_namespace(owner: str, user: str) -> None:
-    if owner.lower() != user.lower():
-        raise AccessError(f"{user} has no right to write to {owner}'s repositories", forbidden=True)
 
 
 def _ref(db: sqlite3.Connection, repo: Repo, kind: RefKind, name: str) -> str | None:

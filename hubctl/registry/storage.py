@@ -15,7 +15,7 @@ from hubctl.registry.wire import (
     number,
     open_repo,
     read_json,
-    require_user,
+    require_writer,
     services_of,
     text_field,
 )
@@ -30,7 +30,7 @@ async def squash(request: Request) -> Response:
 
     def run() -> str:
         repo = open_repo(request, write=True)
-        return services_of(request).repos.squash(repo, branch, title, user=require_user(request))
+        return services_of(request).repos.squash(repo, branch, title, user=require_writer(request))
 
     return JSONResponse({"commitOid": await run_in_threadpool(run)})
 

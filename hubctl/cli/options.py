@@ -1,8 +1,9 @@
-"""Sizes and times as people type them: `64MB`, `30d`."""
+"""Options that several commands share: a registry's folder; sizes and times as people type them."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,3 +35,11 @@ SIZE = _Amount("size", {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "t
 """Bytes."""
 SPAN = _Amount("time span", {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}, "30d")
 """Seconds; a bare number is refused, as nobody could tell what it means."""
+
+root_option = click.option(
+    "--root",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the registry.",
+)
+"""Passed as `root: Path`."""

@@ -9,6 +9,7 @@ import click
 from hubctl.cli.options import SIZE, root_option
 from hubctl.cli.output import Output, json_option
 from hubctl.cli.registry_people import org, token, user
+from hubctl.cli.registry_upkeep import backup, fsck, gc
 
 
 @click.group()
@@ -54,5 +55,5 @@ def serve(output: Output, root: Path, host: str, port: int, base_url: str | None
     output.note("registry stopped")
 
 
-for _command in (token, user, org):
+for _command in (token, user, org, fsck, gc, backup):
     registry.add_command(_command)

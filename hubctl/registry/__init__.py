@@ -25,4 +25,5 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     git.py, names.py, xet_format.py, limits.py   pure: ids, names, Xet's formats, what is allowed
     faults.py   the Hub's own kinds of "not found", and the HTTP status of each fault
     run.py      serve until told to stop
+    fsck.py, gc.py, backup.py   beside a running registry: is all whole, what can go, a copy
 """

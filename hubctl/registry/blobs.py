@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hubctl.errors import InputError, IntegrityError
@@ -46,6 +46,22 @@ class FileStore:
         except FileNotFoundError:
             return None
 
+    def touch(self, digest: str) -> None:
+        """Make the file as young as a new one, so that `gc` leaves it; harmless if it is not here."""
+        with suppress(FileNotFoundError):
+            os.utime(self.path(digest), follow_symlinks=False)
+
+    def digests(self) -> Iterator[str]:
+        """The names of all files, in order."""
+        for folder in sorted(self.root.iterdir()):
+            for path in sorted(folder.iterdir()) if folder != self._drafts else ():
+                if _DIGEST.fullmatch(digest := folder.name + path.name):
+                    yield digest
+
+    def drafts(self) -> Iterator[Path]:
+        """Files that nobody has published yet, those of running uploads among them."""
+        yield from self._drafts.iterdir()
+
     def put(self, data: bytes) -> str:
         """Store `data` under its sha256 and return that."""
         with self.draft() as draft:
@@ -70,7 +86,7 @@ class FileStore:
 
     def sweep(self) -> int:
         """Remove drafts that a killed process left; only safe while nobody writes. Returns how many."""
-        stale = list(self._drafts.iterdir())
+        stale = list(self.drafts())
         for path in stale:
             path.unlink()
         return len(stale)

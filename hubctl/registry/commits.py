@@ -121,6 +121,10 @@ def append(
         raise StaleParent(
             f"parent commit {change.parent[:40]} is not the head of {branch!r} any more: it is {head}"
         )
+    for operation in change.operations:
+        # Only here, where nothing else writes, is it sure that `gc` has not just taken an old upload away.
+        if isinstance(operation, File) and blobs.size(operation.sha256) != operation.size_bytes:
+            raise InputError(f"{operation.path!r} is not here any more", hint="upload it again")
     before = files(db, repo, head) if head else {}
     after = _apply(before, change.operations)
     check_no_collisions(after)

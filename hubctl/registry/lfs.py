@@ -173,6 +173,7 @@ def _batch_entry(request: Request, repo: Repo, user: str, entry: Any, *, in_part
         shown = {"oid": oid, "size": size}
         services = services_of(request)
         if services.blobs.size(oid) == size and services.uploads.may_use_blob(user, oid):
+            services.blobs.touch(oid)
             return shown
         base, part_bytes = base_url(request), request.app.state.limits.part_bytes
         if in_parts and size > part_bytes:

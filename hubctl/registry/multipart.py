@@ -90,6 +90,7 @@ def _join(services: Services, permit: dict[str, Any], count: int) -> None:
     if services.blobs.size(permit["oid"]) == permit["size"] and services.uploads.holds(
         permit["user"], "blob", permit["oid"]
     ):
+        services.blobs.touch(permit["oid"])
         return
     paths = [services.blobs.aside(_part_name(permit, number)) for number in range(1, count + 1)]
     with services.blobs.draft() as draft:

@@ -37,7 +37,7 @@ def serve(
         ConflictError: the port is taken, or another process serves `root`.
         InputError: `host` is no address of this machine, or `root` cannot be a registry.
     """
-    with _only_server_of(root), _listening(host, port) as listener:
+    with only_server_of(root), _listening(host, port) as listener:
         app = create_app(root, base_url=base_url, limits=limits)
         services = app.state.services
         services.blobs.sweep()
@@ -68,7 +68,13 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _only_server_of(root: Path) -> Iterator[None]:
+def only_server_of(root: Path) -> Iterator[None]:
+    """Be the one process that serves (or replaces) the registry in `root`, as long as the block lasts.
+
+    Raises:
+        ConflictError: another process is.
+        InputError: `root` cannot be a registry.
+    """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

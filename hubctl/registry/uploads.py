@@ -31,6 +31,14 @@ class Uploads:
         with self._db.write() as db:
             db.execute("UPDATE users SET xet_epoch = ? WHERE name = ?", (secrets.token_hex(4), user))
 
+    def forget_xorb(self, digest: str) -> None:
+        """Make everybody who sent a xorb send their chunks again: it is not here any more."""
+        with self._db.write() as db:
+            gone = "DELETE FROM held WHERE kind = 'xorb' AND digest = ? RETURNING user"
+            holders = [row["user"] for row in db.execute(gone, (digest,)).fetchall()]
+        for user in holders:
+            self.renew_xet_epoch(user)
+
     def record_held(self, user: str, kind: str, digest: str) -> None:
         """Remember that `user` has sent the blob or xorb `digest`."""
         with self._db.write() as db:

@@ -148,12 +148,14 @@ def _rebuild_files(services: Services, shard: bytes, user: str) -> None:
     for file in parse_shard(shard):
         here = services.blobs.size(file.sha256) == file.size_bytes
         if here and services.uploads.holds(user, "blob", file.sha256):
+            services.blobs.touch(file.sha256)
             continue
         for xorb in {term.xorb for term in file.terms}:
             if not services.uploads.holds(user, "xorb", xorb) or services.xorbs.size(xorb) is None:
                 # The client believes it sent this: the registry lost it, or is an older copy of itself.
                 services.uploads.renew_xet_epoch(user)
                 raise InputError(f"xorb {xorb} of {user} is not here any more: start the upload again")
+            services.xorbs.touch(xorb)
         # A shard of some kilobytes can describe terabytes: the same chunks over and over.
         free = shutil.disk_usage(services.blobs.root).free - _SPARE_DISK_BYTES
         if file.size_bytes > free:

@@ -8,7 +8,7 @@ import click
 
 from hubctl.cli.options import SIZE, root_option
 from hubctl.cli.output import Output, json_option
-from hubctl.cli.registry_people import org, token, user
+from hubctl.cli.registry_people import org, quota, token, user
 from hubctl.cli.registry_upkeep import backup, fsck, gc
 
 
@@ -31,9 +31,23 @@ def registry() -> None:
     type=SIZE,
     help="Clients without Xet send larger files in parts of this size; less than a proxy's limit on bodies.",
 )
+@click.option(
+    "--rate-limit",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Requests that a user, or an address without a token, has in 5 minutes. Default: no limit.",
+)
 @json_option
 @click.pass_obj
-def serve(output: Output, root: Path, host: str, port: int, base_url: str | None, part_size: int) -> None:
+def serve(
+    output: Output,
+    root: Path,
+    host: str,
+    port: int,
+    base_url: str | None,
+    part_size: int,
+    rate_limit: int | None,
+) -> None:
     """Serve a registry until Ctrl-C. Stock Hub clients need only its address and a token.
 
     Prints its address on stdout once it answers.
@@ -51,9 +65,10 @@ def serve(output: Output, root: Path, host: str, port: int, base_url: str | None
         output.result({"url": url, "root": root}, text=f"registry ready at {url}", quiet="url")
         output.note(f"let somebody in: hubctl registry token create --root {root} --user NAME")
 
-    run.serve(root, host, port, ready, base_url=base_url, limits=Limits(part_bytes=part_size))
+    limits = Limits(part_bytes=part_size, requests=rate_limit)
+    run.serve(root, host, port, ready, base_url=base_url, limits=limits)
     output.note("registry stopped")
 
 
-for _command in (token, user, org, fsck, gc, backup):
+for _command in (token, user, org, quota, fsck, gc, backup):
     registry.add_command(_command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hubctl.cli.options import SPAN, root_option
-from hubctl.cli.output import Output, ago, json_option
+from hubctl.cli.options import SIZE, SPAN, root_option
+from hubctl.cli.output import Output, ago, human_bytes, json_option
 
 if TYPE_CHECKING:
     from hubctl.registry.accounts import Accounts
 
 _SCOPE = click.Choice(["read", "write"])
-_AGES = {"created_at": lambda text: ago(datetime.fromisoformat(text))}
+_FORMS: dict[str, Callable[[Any], str]] = {
+    "created_at": lambda text: ago(datetime.fromisoformat(text)),
+    "used_bytes": human_bytes,
+    "quota_bytes": human_bytes,
+}
+_KEPT = {"repos": "repositories", "used_bytes": "keeps", "quota_bytes": "may keep"}
 
 
 @click.group()
@@ -63,7 +68,7 @@ def list_tokens(output: Output, root: Path, user: str | None) -> None:
     with _accounts(root) as accounts:
         rows = accounts.tokens(user)
     columns = ("id", "user", "label", "scope", "created_at", "expires_at")
-    output.table(rows, {name: name.removesuffix("_at") for name in columns}, formats=_AGES)
+    output.table(rows, {name: name.removesuffix("_at") for name in columns}, formats=_FORMS)
 
 
 @token.command("revoke")
@@ -119,7 +124,7 @@ def list_users(output: Output, root: Path) -> None:
     """
     with _accounts(root) as accounts:
         rows = accounts.all(is_org=False)
-    output.table(rows, {"name": "name", "repos": "repositories", "created_at": "created"}, formats=_AGES)
+    output.table(rows, {"name": "name", **_KEPT, "created_at": "created"}, formats=_FORMS)
 
 
 @user.command("remove")
@@ -215,8 +220,8 @@ def list_orgs(output: Output, root: Path) -> None:
         rows = accounts.all(is_org=True)
     output.table(
         rows,
-        {"name": "name", "repos": "repositories", "members": "members", "created_at": "created"},
-        formats={**_AGES, "members": lambda m: ", ".join(f"{name} ({role})" for name, role in m.items())},
+        {"name": "name", "members": "members", **_KEPT, "created_at": "created"},
+        formats={**_FORMS, "members": lambda m: ", ".join(f"{name} ({role})" for name, role in m.items())},
     )
 
 
@@ -233,6 +238,29 @@ def remove_org(output: Output, name: str, root: Path) -> None:
       hubctl registry org remove studio --root ~/registry
     """
     _remove(output, root, name)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("size", type=SIZE, required=False)
+@root_option
+@json_option
+@click.pass_obj
+def quota(output: Output, name: str, size: int | None, root: Path) -> None:
+    """Limit what the repositories of a user or organisation keep; without SIZE, lift the limit.
+
+    Every file of every commit counts, each content once. Deleting a file from a branch frees nothing: delete
+    it from the history (`permanently_delete_lfs_files`), squash, or delete the repository.
+
+    \b
+    Examples:
+      hubctl registry quota alice 20GB --root ~/registry
+      hubctl registry quota alice --root ~/registry
+    """
+    with _accounts(root) as accounts:
+        accounts.set_quota(name, size)
+    may = "as much as there is room for" if size is None else human_bytes(size)
+    output.result({"name": name, "quota_bytes": size}, text=f"{name} may keep {may}", quiet="quota_bytes")
 
 
 def _remove(output: Output, root: Path, name: str) -> None:

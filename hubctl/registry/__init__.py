@@ -14,6 +14,7 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     services.py everything a running registry holds, opened from its folder
     accounts.py users, organisations, tokens
     uploads.py  who has sent which bytes
+    quota.py    how many bytes an owner may keep
     auth.py     the database file, tokens in headers, signed links
     repo.py     repositories, references, file trees, permissions
     commits.py  what a commit does to a tree

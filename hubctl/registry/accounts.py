@@ -12,6 +12,7 @@ from typing import Any, Literal
 from hubctl.errors import AccessError, ConflictError, InputError, NotFoundError
 from hubctl.registry.database import Database, now, stamp
 from hubctl.registry.names import check_user_name
+from hubctl.registry.quota import used_bytes
 
 Scope = Literal["read", "write"]
 """What a token, or a member of an organisation, may do."""
@@ -158,16 +159,26 @@ class Accounts:
             rows = db.execute("SELECT org, role FROM members WHERE user = ? ORDER BY org", (user,))
             return [(row["org"], row["role"]) for row in rows]
 
+    def set_quota(self, name: str, quota_bytes: int | None) -> None:
+        """Limit what the repositories of a user or organisation keep; None is no limit.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        with self._db.write() as db:
+            owner = _need(db, name)["name"]
+            db.execute("UPDATE users SET quota_bytes = ? WHERE name = ?", (quota_bytes, owner))
+
     def all(self, *, is_org: bool) -> list[dict[str, Any]]:
-        """Users, or organisations with their members."""
+        """Users, or organisations with their members; what they keep, and may keep."""
         with self._db.read() as db:
             rows = db.execute(
-                "SELECT name, created_at, (SELECT COUNT(*) FROM repos WHERE owner = users.name) AS repos"
-                " FROM users WHERE is_org = ? ORDER BY name",
+                "SELECT name, created_at, (SELECT COUNT(*) FROM repos WHERE owner = users.name) AS repos,"
+                " quota_bytes FROM users WHERE is_org = ? ORDER BY name",
                 (is_org,),
             ).fetchall()
             members = db.execute("SELECT * FROM members ORDER BY user").fetchall()
-        found = [dict(row) for row in rows]
+            found = [{**dict(row), "used_bytes": used_bytes(db, row["name"])} for row in rows]
         for entry in found if is_org else ():
             entry["members"] = {m["user"]: m["role"] for m in members if m["org"] == entry["name"]}
         return found

@@ -19,7 +19,13 @@ from hubctl.errors import AccessError, HubctlError
 from hubctl.registry import api, download, lfs, multipart, storage, xet
 from hubctl.registry.faults import EntryNotFound, status_of
 from hubctl.registry.limits import Limits
-from hubctl.registry.middleware import NameRequest, ReadBodyBeforeAnswer, RouteOnRawPath, request_id
+from hubctl.registry.middleware import (
+    LimitRate,
+    NameRequest,
+    ReadBodyBeforeAnswer,
+    RouteOnRawPath,
+    request_id,
+)
 from hubctl.registry.services import open_services
 from hubctl.registry.wire import KINDS, header_text
 
@@ -31,9 +37,14 @@ def create_app(root: Path, *, base_url: str | None = None, limits: Limits | None
 
     `base_url` is what clients call it, for a registry behind a proxy; by default what each request called it.
     """
+    limits = limits or Limits()
+    services = open_services(root)
+    around = [Middleware(NameRequest), Middleware(RouteOnRawPath), Middleware(ReadBodyBeforeAnswer)]
+    if limits.requests is not None:
+        around.append(Middleware(LimitRate, accounts=services.accounts, quota=limits.requests))
     app = Starlette(
         routes=_routes(),
-        middleware=[Middleware(NameRequest), Middleware(RouteOnRawPath), Middleware(ReadBodyBeforeAnswer)],
+        middleware=around,
         # Starlette's types know only handlers of Exception itself.
         exception_handlers={
             HubctlError: _explain,  # type: ignore[dict-item]
@@ -42,9 +53,9 @@ def create_app(root: Path, *, base_url: str | None = None, limits: Limits | None
             Exception: _bug,
         },
     )
-    app.state.services = open_services(root)
+    app.state.services = services
     app.state.base_url = base_url.rstrip("/") if base_url else None
-    app.state.limits = limits or Limits()
+    app.state.limits = limits
     return app
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from hubctl.errors import InputError
-from hubctl.registry import git
+from hubctl.registry import git, quota
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.card import MAX_CARD_BYTES, read_card
 from hubctl.registry.database import now
@@ -116,6 +116,7 @@ def append(
     Raises:
         StaleParent: `change.parent` is not `head`.
         InputError, EntryNotFound: an operation cannot be done.
+        QuotaExceeded: the repository's owner would keep too much.
     """
     if change.parent is not None and not (len(change.parent) >= 7 and (head or "").startswith(change.parent)):
         raise StaleParent(
@@ -125,6 +126,8 @@ def append(
         # Only here, where nothing else writes, is it sure that `gc` has not just taken an old upload away.
         if isinstance(operation, File) and blobs.size(operation.sha256) != operation.size_bytes:
             raise InputError(f"{operation.path!r} is not here any more", hint="upload it again")
+    owner = db.execute("SELECT owner FROM repos WHERE id = ?", (repo,)).fetchone()["owner"]
+    used = quota.used_bytes(db, owner) if quota.quota_of(db, owner) is not None else 0
     before = files(db, repo, head) if head else {}
     after = _apply(before, change.operations)
     check_no_collisions(after)
@@ -137,6 +140,7 @@ def append(
         "INSERT INTO refs VALUES (?, 'branch', ?, ?) ON CONFLICT DO UPDATE SET oid = excluded.oid",
         (repo, branch, oid),
     )
+    quota.check_room(db, owner, unless_above=used)
     if branch == "main":
         index(db, blobs, repo, after)
     db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", (commit.created_at, repo))

@@ -1,12 +1,20 @@
-"""What happens around every request: its name, its raw path, the rest of its body."""
+"""What happens around every request: its name, its raw path, the rest of its body, the caller's rate."""
 
 from __future__ import annotations
 
 import secrets
+import time
 from http.client import responses
 
-from starlette.datastructures import MutableHeaders
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hubctl.errors import HubctlError
+from hubctl.registry.accounts import Accounts
+from hubctl.registry.auth import bearer_token
+from hubctl.registry.limits import WINDOW_S, Windows
 
 MAX_UNREAD_BYTES = 128 * 1024 * 1024
 _PLAIN_FAULTS = {416: "the range asked for begins after the end of the file"}
@@ -79,3 +87,50 @@ class ReadBodyBeforeAnswer:
             await send(message)
 
         await self._app(scope, watched_receive, patient_send)
+
+
+class LimitRate:
+    """Refuses requests of callers that had too many, and tells all of them how many they have left.
+
+    Callers are users, or addresses where there is no good token: guessing tokens makes nobody a new caller.
+    """
+
+    # Their addresses are signed, or belong to a token of their own, and were asked for by a counted request.
+    _FREE = ("/lfs/", "/xet/", "/healthz")
+
+    def __init__(self, app: ASGIApp, *, accounts: Accounts, quota: int) -> None:
+        self._app = app
+        self._accounts = accounts
+        self._windows = Windows(quota)
+        self._started_s = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        if scope["type"] != "http" or scope["path"].startswith(self._FREE):
+            await self._app(scope, receive, send)
+            return
+        caller = await run_in_threadpool(self._caller, scope)
+        verdict = self._windows.take(caller, time.monotonic() - self._started_s)
+        told = {
+            "RateLimit": f'"api";r={verdict.remaining};t={verdict.reset_s}',
+            "RateLimit-Policy": f'"fixed window";"api";q={self._windows.quota};w={WINDOW_S}',
+        }
+        if not verdict.allowed:
+            message = f"too many requests: {self._windows.quota} in {WINDOW_S} s are allowed"
+            told |= {"Retry-After": str(verdict.reset_s), "X-Error-Message": message}
+            await JSONResponse({"error": message}, status_code=429, headers=told)(scope, receive, send)
+            return
+
+        async def telling_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(told)
+            await send(message)
+
+        await self._app(scope, receive, telling_send)
+
+    def _caller(self, scope: Scope) -> str:
+        try:
+            if token := bearer_token(Headers(scope=scope).get("authorization")):
+                return f"user {self._accounts.caller(token).user}"
+        except HubctlError:
+            pass  # the route itself will say so
+        return f"address {scope['client'][0]}" if scope.get("client") else "nobody"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hubctl.errors import AccessError, ConflictError, InputError
-from hubctl.registry import commits, rewrite
+from hubctl.registry import commits, quota, rewrite
 from hubctl.registry.accounts import READABLE, writer_to
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database, now
@@ -132,6 +132,8 @@ class Repositories:
                 "UPDATE repos SET owner = ?, name = ?, updated_at = ? WHERE id = ?",
                 (owner, name, now(), repo.key),
             )
+            if owner != repo.owner:
+                quota.check_room(db, owner)
 
     def set_private(self, repo: Repo, private: bool) -> None:
         """Hide the repository from everyone but its owner (an organisation's members), or show it."""
@@ -264,6 +266,15 @@ class Repositories:
         """Write the history anew without some large files; returns how many commits changed."""
         with self._db.write() as db:
             return rewrite.drop_large(db, self._blobs, repo=repo.key, digests=digests)
+
+    def check_room(self, repo: Repo, more_bytes: int) -> None:
+        """Refuse an upload that the owner's quota has no room for, before it is sent.
+
+        Raises:
+            QuotaExceeded: it has none.
+        """
+        with self._db.read() as db:
+            quota.check_room(db, repo.owner, more_bytes)
 
     def _check_free(self, db: sqlite3.Connection, kind: Kind, owner: str, name: str) -> None:
         taken = db.execute(

@@ -44,9 +44,10 @@ _SPARE_DISK_BYTES = 64 * 1024 * 1024
 def write_token(request: Request) -> Response:
     """`GET /api/{kind}/{repo}/xet-write-token/{revision}`: where to upload, and with what token."""
     refuse_pull_request(request)
-    open_repo(request, write=True)
+    repo = open_repo(request, write=True)
     user = require_writer(request)
     services = services_of(request)
+    services.repos.check_room(repo, 1)  # how much will come, nobody says here
     token = services.signer.sign(_PURPOSE, lifetime_s=TOKEN_LIFETIME_S, user=user)
     expires = services.signer.check(_PURPOSE, token)["expires_s"]
     # Clients keep, per address, a list of chunks they need not send again. Two users of one machine must

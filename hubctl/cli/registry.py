@@ -8,6 +8,7 @@ import click
 
 from hubctl.cli.options import SIZE, root_option
 from hubctl.cli.output import Output, json_option
+from hubctl.cli.registry_mirror import mirror
 from hubctl.cli.registry_people import org, quota, token, user
 from hubctl.cli.registry_upkeep import backup, fsck, gc
 
@@ -70,5 +71,5 @@ def serve(
     output.note("registry stopped")
 
 
-for _command in (token, user, org, quota, fsck, gc, backup):
+for _command in (token, user, org, quota, fsck, gc, backup, mirror):
     registry.add_command(_command)

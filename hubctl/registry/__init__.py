@@ -27,4 +27,5 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     faults.py   the Hub's own kinds of "not found", and the HTTP status of each fault
     run.py      serve until told to stop
     fsck.py, gc.py, backup.py   beside a running registry: is all whole, what can go, a copy
+    mirror.py   repositories of other Hubs, copied here
 """

@@ -184,6 +184,12 @@ class Accounts:
         return found
 
 
+def owner_called(db: sqlite3.Connection, name: str) -> str:
+    """The owner of that name as it is spelled; an organisation with nobody in it, if there was none."""
+    check_user_name(name)
+    return str(_add(db, name, is_org=True)["name"])
+
+
 def writer_to(db: sqlite3.Connection, owner: str, user: str) -> str:
     """The name of `owner` as it is spelled, if `user` may write to its repositories.
 

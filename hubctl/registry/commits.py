@@ -162,6 +162,12 @@ def write(
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (repo, oid, parent, tree_id, commit.author, commit.title, commit.description, commit.created_at),
     )
+    write_files(db, repo, oid, tree)
+    return oid
+
+
+def write_files(db: sqlite3.Connection, repo: int, oid: str, tree: dict[str, File]) -> None:
+    """Write the files of the commit `oid`; those without `changed_in` are its own work."""
     db.executemany(
         "INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -169,7 +175,6 @@ def write(
             for path, file in tree.items()
         ),
     )
-    return oid
 
 
 def commit_id(commit: Commit, *, parent: str | None, tree: str) -> str:

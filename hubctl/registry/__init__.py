@@ -10,6 +10,7 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     multipart.py routes: large files in parts
     storage.py  routes: large files of a history, and making it smaller
     xet.py      routes: the write side of Xet, rebuilt into ordinary large files
+    web.py      routes: pages for browsers
     wire.py     requests in and Hub-shaped JSON out
     services.py everything a running registry holds, opened from its folder
     accounts.py users, organisations, tokens
@@ -23,6 +24,7 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     card.py     what a README says about its repository
     blobs.py    content-addressed files
     database.py SQLite: schema and connections
+    page.py, markdown.py   pure: those pages as HTML
     git.py, names.py, xet_format.py, limits.py   pure: ids, names, Xet's formats, what is allowed
     faults.py   the Hub's own kinds of "not found", and the HTTP status of each fault
     run.py      serve until told to stop

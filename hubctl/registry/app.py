@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from hubctl.errors import AccessError, HubctlError
-from hubctl.registry import api, download, lfs, multipart, storage, xet
+from hubctl.registry import api, download, lfs, multipart, storage, web, xet
 from hubctl.registry.faults import EntryNotFound, status_of
 from hubctl.registry.limits import Limits
 from hubctl.registry.middleware import (
@@ -95,7 +95,7 @@ register_url_convertor("rest", _Rest())
 def _routes() -> list[Route]:
     repo = "/api/{kind:kind}/{owner:one}/{name:one}"
     # Web addresses: models have no prefix, and no user is ever called like one (names.py).
-    web = ("/{kind:kind}/{owner:one}/{name:one}", "/{owner:one}/{name:one}")
+    pages = ("/{kind:kind}/{owner:one}/{name:one}", "/{owner:one}/{name:one}")
     cas = "/xet/{epoch:one}/{user:one}"
     return [
         Route("/healthz", lambda _: JSONResponse({"status": "ok"})),
@@ -132,9 +132,14 @@ def _routes() -> list[Route]:
         Route("/lfs/{signature:one}", lfs.upload, methods=["PUT"]),
         Route("/lfs/{signature:one}/part/{part:one}", multipart.upload_part, methods=["PUT"]),
         Route("/lfs/{signature:one}/complete", multipart.complete, methods=["POST"]),
-        *(Route(f"{at}.git/info/lfs/objects/batch", lfs.batch, methods=["POST"]) for at in web),
-        *(Route(f"{at}.git/info/lfs/verify", lfs.verify, methods=["POST"]) for at in web),
-        *(Route(f"{at}/resolve/{{revision:one}}/{{path:rest}}", download.resolve) for at in web),
+        *(Route(f"{at}.git/info/lfs/objects/batch", lfs.batch, methods=["POST"]) for at in pages),
+        *(Route(f"{at}.git/info/lfs/verify", lfs.verify, methods=["POST"]) for at in pages),
+        *(Route(f"{at}/resolve/{{revision:one}}/{{path:rest}}", download.resolve) for at in pages),
+        Route("/", web.index),
+        *(Route(at, web.repo) for at in pages),
+        *(Route(f"{at}/tree/{{revision:one}}", web.repo) for at in pages),
+        *(Route(f"{at}/commit/{{revision:one}}", web.repo) for at in pages),
+        *(Route(f"{at}/blob/{{revision:one}}/{{path:rest}}", web.blob) for at in pages),
         Route("/{name:one}/resolve/{revision:one}/{path:rest}", api.no_such_repo),
     ]
 

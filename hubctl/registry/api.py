@@ -153,11 +153,13 @@ async def update_settings(request: Request) -> Response:
     """`PUT .../settings`: public or private."""
     fields = await read_json(request)
     private = private_field(fields)
-    if private is None:
-        raise InputError("this registry has one setting: 'visibility' (or 'private')")
+    if fields.get("gated", False) is not False:
+        raise InputError("this registry has no gated repositories: make it private", param="gated")
 
     def update() -> None:
-        services_of(request).repos.set_private(open_repo(request, write=True), private)
+        repo = open_repo(request, write=True)
+        if private is not None:
+            services_of(request).repos.set_private(repo, private)
 
     await run_in_threadpool(update)
     return JSONResponse({"private": private})

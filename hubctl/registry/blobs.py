@@ -10,12 +10,14 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hubctl.errors import InputError, IntegrityError
 
+_SPARE_DISK_BYTES = 64 * 1024 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -61,6 +63,18 @@ class FileStore:
     def drafts(self) -> Iterator[Path]:
         """Files that nobody has published yet, those of running uploads among them."""
         yield from self._drafts.iterdir()
+
+    def check_fits(self, size_bytes: int) -> None:
+        """Refuse, before it is sent or put together, what the disk has no room for.
+
+        Raises:
+            InputError: it has none.
+        """
+        free = shutil.disk_usage(self.root).free - _SPARE_DISK_BYTES
+        if size_bytes > free:
+            raise InputError(
+                f"a file of {size_bytes} bytes does not fit: the registry has {max(free, 0)} bytes left"
+            )
 
     def put(self, data: bytes) -> str:
         """Store `data` under its sha256 and return that."""
@@ -132,8 +146,13 @@ class Draft:
         """Give the file its name, once it is safe on disk; the caller vouches that `digest` fits."""
         final = self._store.path(digest)
         os.fsync(self._descriptor)
-        final.parent.mkdir(exist_ok=True)
-        os.rename(self.path, final)
+        if not final.parent.exists():
+            final.parent.mkdir(exist_ok=True)
+            _fsync_folder(self._store.root)
+        try:
+            os.rename(self.path, final)
+        except FileNotFoundError as error:  # `gc` takes drafts that are too old
+            raise InputError("the upload took too long", hint="start it again") from error
         _fsync_folder(final.parent)
         return digest
 

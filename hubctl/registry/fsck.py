@@ -45,7 +45,7 @@ def check(db: Database, blobs: FileStore, xorbs: FileStore, *, contents: bool) -
         ).fetchall()
     for row in rows:
         fault = _blob_fault(blobs.path(row["sha256"]), commits.file_of(row), contents)
-        if fault:
+        if fault and _is_used(db, row["sha256"]):  # `gc` may have taken it meanwhile
             where = f"{row['id']}@{row['oid'][:12]}:{row['path']}"
             missing = blobs.size(row["sha256"]) is None
             yield Problem(kind="blob", name=row["sha256"], fault=fault, used_by=where, missing=missing)
@@ -111,6 +111,11 @@ def _blob_fault(path: Path, file: commits.File, contents: bool) -> str | None:
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return None if git_id == file.git_id else f"its git id is {git_id}, not {file.git_id}"
+
+
+def _is_used(db: Database, sha256: str) -> bool:
+    with db.read() as connection:
+        return bool(connection.execute("SELECT 1 FROM files WHERE sha256 = ?", (sha256,)).fetchone())
 
 
 def _sha256(path: Path) -> str:

@@ -176,6 +176,7 @@ def _batch_entry(request: Request, repo: Repo, user: str, entry: Any, *, in_part
             services.blobs.touch(oid)
             return shown
         services.repos.check_room(repo, size)
+        services.blobs.check_fits(size)
         base, part_bytes = base_url(request), request.app.state.limits.part_bytes
         if in_parts and size > part_bytes:
             upload = multipart.upload_action(

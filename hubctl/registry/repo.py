@@ -112,7 +112,7 @@ class Repositories:
         return repo
 
     def delete(self, repo: Repo) -> None:
-        """Forget the repository; files that it alone held stay on disk."""
+        """Forget the repository; files that it alone held stay on disk until `gc`."""
         with self._db.write() as db:
             db.execute("DELETE FROM repos WHERE id = ?", (repo.key,))
 

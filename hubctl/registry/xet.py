@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +37,6 @@ from hubctl.registry.xet_format import (
 
 TOKEN_LIFETIME_S = 3600
 _PURPOSE = "xet upload"
-_SPARE_DISK_BYTES = 64 * 1024 * 1024
 
 
 def write_token(request: Request) -> Response:
@@ -158,11 +156,7 @@ def _rebuild_files(services: Services, shard: bytes, user: str) -> None:
                 raise InputError(f"xorb {xorb} of {user} is not here any more: start the upload again")
             services.xorbs.touch(xorb)
         # A shard of some kilobytes can describe terabytes: the same chunks over and over.
-        free = shutil.disk_usage(services.blobs.root).free - _SPARE_DISK_BYTES
-        if file.size_bytes > free:
-            raise InputError(
-                f"a file of {file.size_bytes} bytes does not fit: the registry has {free} bytes left"
-            )
+        services.blobs.check_fits(file.size_bytes)
         with services.blobs.draft() as draft:
             rebuild(file, services.xorbs, draft)
             draft.publish_sha256(file.sha256)

@@ -333,6 +333,7 @@ BAD_REQUESTS: list[tuple[str, str, object]] = [
     ("DELETE", f"{BAD}/tag/gone", b""),
     ("POST", f"{BAD}/tag/main", {"tag": "a b"}),
     ("PUT", f"{BAD}/settings", {"gated": "auto"}),
+    ("PUT", f"{BAD}/settings", {"private": "yes"}),
     ("POST", "/alice/bad.git/info/lfs/objects/batch", {"operation": "download", "objects": []}),
     ("POST", "/alice/bad.git/info/lfs/objects/batch", {"operation": "upload", "objects": {}}),
     ("POST", "/alice/bad.git/info/lfs/verify", {"oid": "x", "size": 1}),
@@ -366,9 +367,11 @@ def test_bad_requests_are_the_callers_fault(
 def test_bad_objects_are_refused_one_by_one(alice: httpx.Client) -> None:
     repo_id = make(alice, "objects")
     good = {"oid": "0" * 64, "size": 1}
-    entries = batch(alice, repo_id, good, {"oid": "../x", "size": 1}, {"oid": "0" * 64}, 3)
-    assert ["actions" in entry for entry in entries] == [True, False, False, False]
-    assert [entry.get("error", {}).get("code") for entry in entries] == [None, 400, 400, 400]
+    huge = {"oid": "0" * 64, "size": 2**49}
+    entries = batch(alice, repo_id, good, {"oid": "../x", "size": 1}, {"oid": "0" * 64}, 3, huge)
+    assert ["actions" in entry for entry in entries] == [True, False, False, False, False]
+    assert [entry.get("error", {}).get("code") for entry in entries] == [None, 400, 400, 400, 400]
+    assert "does not fit" in entries[-1]["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,19 @@ import hashlib
 import json
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from hubctl.registry.auth import opened
+from hubctl.registry.blobs import FileStore
+from hubctl.registry.gc import collect
 from tests.registry.test_http import commit, make, put, upload_large
 from tests.registry.test_run import hubctl
 from tests.registry.test_stock_client import play
@@ -105,6 +111,40 @@ def test_a_file_that_a_client_was_told_is_here_counts_as_new(
     assert run("gc", own)["blobs"] == 0
     os.utime(path, (0, 0))
     assert run("gc", own)["blobs"] == 1
+
+
+def test_gc_never_takes_what_a_commit_has(own: RegistryServer, alice: httpx.Client) -> None:
+    """Uploads and commits race against a gc that spares the unreachable for a moment only."""
+    repo_id = make(alice, "race")
+    ended = threading.Event()
+
+    def collect_all() -> int:
+        with opened(own.root) as db:
+            stores = FileStore(own.root / "blobs"), FileStore(own.root / "xorbs")
+            rounds = 0
+            while not ended.is_set():
+                collect(db, *stores, before="9", before_s=time.time() - 0.05)
+                rounds += 1
+        return rounds
+
+    def push(number: int) -> None:
+        for _ in range(200):
+            try:
+                oid = upload_large(alice, repo_id, LARGE + str(number).encode())
+            except httpx.HTTPStatusError:  # taken between the upload and the question whether it arrived
+                continue
+            lines = lfs(f"{number}.bin", oid), put(f"{number}.txt", str(number).encode())
+            if commit(alice, repo_id, *lines).status_code == 200:
+                return
+        raise AssertionError("no attempt succeeded")
+
+    with ThreadPoolExecutor(5) as pool:
+        collecting = pool.submit(collect_all)
+        list(pool.map(push, range(12)))
+        ended.set()
+        assert collecting.result() > 1
+    assert len(alice.get(f"/api/models/{repo_id}/tree/main").json()) == 25
+    assert run("fsck", own) == []
 
 
 def test_xet_clients_go_on_after_gc(own: RegistryServer, tmp_path: Path) -> None:

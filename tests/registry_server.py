@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -58,6 +59,11 @@ class RegistryServer:
         """Send the server a signal."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def limit_files(self, size_bytes: int) -> None:
+        """From now on, let the server write no file larger than this: a disk that is full, for it alone."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
     def token(self, user: str) -> str:
         """A new token of `user`, who is created if new."""

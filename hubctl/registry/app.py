@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import sqlite3
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,6 +31,7 @@ from hubctl.registry.middleware import (
 from hubctl.registry.services import open_services
 from hubctl.registry.wire import KINDS, header_text
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,6 +53,8 @@ def create_app(root: Path, *, base_url: str | None = None, limits: Limits | None
             HubctlError: _explain,  # type: ignore[dict-item]
             HTTPException: _explain_http,  # type: ignore[dict-item]
             ClientDisconnect: _client_gone,  # type: ignore[dict-item]
+            OSError: _disk_fault,  # type: ignore[dict-item]
+            sqlite3.OperationalError: _disk_fault,  # type: ignore[dict-item]
             Exception: _bug,
         },
     )
@@ -168,6 +173,19 @@ def _explain_http(request: Request, error: HTTPException) -> Response:
 def _client_gone(request: Request, error: ClientDisconnect) -> Response:
     del request, error
     return Response(status_code=499)  # nobody reads it; what was drafted is gone already
+
+
+def _disk_fault(request: Request, error: OSError | sqlite3.OperationalError) -> Response:
+    full = (
+        error.errno in _FULL if isinstance(error, OSError) else error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    )
+    if not full:
+        raise error
+    _LOG.error("request %s: %s", request_id(request.scope), error)
+    # Not a status 5xx: clients would send all of it again, five times.
+    message = "the registry has no room on its disk: tell who runs it"
+    headers = {"X-Error-Code": "StorageFull", "X-Error-Message": message}
+    return JSONResponse({"error": message}, status_code=413, headers=headers)
 
 
 def _bug(request: Request, error: Exception) -> Response:

@@ -105,7 +105,7 @@ def add_user(output: Output, name: str, root: Path) -> None:
     Examples:
       hubctl registry user add alice --root ~/registry
     """
-    with _accounts(root) as accounts:
+    with _accounts(root, create=True) as accounts:
         accounts.add(name)
     output.result({"user": name}, text=f"added {name}", quiet="user")
     output.note(f"  next: hubctl registry token create --root {root} --user {name}")
@@ -159,7 +159,7 @@ def add_org(output: Output, name: str, root: Path) -> None:
     Examples:
       hubctl registry org add studio --root ~/registry
     """
-    with _accounts(root) as accounts:
+    with _accounts(root, create=True) as accounts:
         accounts.add(name, is_org=True)
     output.result({"org": name}, text=f"added {name}", quiet="org")
     output.note(f"  next: hubctl registry org join {name} USER --root {root}")
@@ -270,9 +270,9 @@ def _remove(output: Output, root: Path, name: str) -> None:
 
 
 @contextmanager
-def _accounts(root: Path) -> Iterator[Accounts]:
+def _accounts(root: Path, *, create: bool = False) -> Iterator[Accounts]:
     from hubctl.registry.accounts import Accounts
     from hubctl.registry.auth import opened
 
-    with opened(root) as db:
+    with opened(root, must_exist=not create) as db:
         yield Accounts(db)

@@ -8,7 +8,7 @@ Needs the extra `registry` (starlette, uvicorn, lz4, blake3, pathspec); imported
     download.py routes: files, folders
     lfs.py      routes and rules: which files are large, signed uploads
     multipart.py routes: large files in parts
-    storage.py  routes: large files of a history, and making it smaller
+    storage.py  routes: what histories take up, making them smaller, copying them
     xet.py      routes: the write side of Xet, rebuilt into ordinary large files
     web.py      routes: pages for browsers
     wire.py     requests in and Hub-shaped JSON out

@@ -36,3 +36,13 @@ def check_room(db: sqlite3.Connection, owner: str, more_bytes: int = 0, *, unles
             f"{owner} may keep {quota} bytes here and has {used}{more}",
             hint="delete repositories or large files, or ask who runs this registry for more",
         )
+
+
+def by_repo(db: sqlite3.Connection, owner: str) -> list[sqlite3.Row]:
+    """The repositories of `owner` (kind, id, private, updated_at) and the bytes each keeps, largest first."""
+    size = "(SELECT SUM(size) FROM (SELECT DISTINCT sha256, size FROM files WHERE repo = repos.id))"
+    return db.execute(
+        "SELECT kind, owner || '/' || name AS id, private, updated_at,"
+        f" COALESCE({size}, 0) AS bytes FROM repos WHERE owner = ? ORDER BY bytes DESC, id",
+        (owner,),
+    ).fetchall()

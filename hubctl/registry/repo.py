@@ -75,18 +75,25 @@ class Repositories:
         check_repo_name(name)
         attributes = commits.put_regular(self._blobs, ".gitattributes", commits.GITATTRIBUTES.encode())
         with self._db.write() as db:
-            owner = writer_to(db, owner, user)
-            self._check_free(db, kind, owner, name)
-            created_at = now()
-            key = db.execute(
-                "INSERT INTO repos (kind, owner, name, private, created_at, updated_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (kind, owner, name, private, created_at, created_at),
-            ).lastrowid
-            assert key is not None  # an INSERT always has one
+            key = self._insert(db, kind, owner, name, user, private)
             change = commits.Change(title="initial commit", operations=(attributes,))
             commits.append(db, self._blobs, repo=key, branch=MAIN, head=None, change=change, user=user)
             return _load(db, "repos.id = ?", (key,))
+
+    def duplicate(self, source: Repo, owner: str, name: str, *, user: str, private: bool) -> Repo:
+        """Create a repository with the whole history of `source`, which `user` may read; no byte is copied.
+
+        Raises:
+            RepoExists, AccessError: as `create`.
+            QuotaExceeded: the new owner would keep too much.
+        """
+        check_repo_name(name)
+        with self._db.write() as db:
+            key = self._insert(db, source.kind, owner, name, user, private)
+            rewrite.duplicate(db, source=source.key, target=key)
+            made = _load(db, "repos.id = ?", (key,))
+            quota.check_room(db, made.owner)
+            return made
 
     def open(self, kind: Kind, owner: str, name: str, *, user: str | None) -> Repo:
         """The repository, if `user` may read it.
@@ -275,6 +282,20 @@ class Repositories:
         """
         with self._db.read() as db:
             quota.check_room(db, repo.owner, more_bytes)
+
+    def _insert(
+        self, db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str, private: bool
+    ) -> int:
+        owner = writer_to(db, owner, user)
+        self._check_free(db, kind, owner, name)
+        moment = now()
+        key = db.execute(
+            "INSERT INTO repos (kind, owner, name, private, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (kind, owner, name, private, moment, moment),
+        ).lastrowid
+        assert key is not None  # an INSERT always has one
+        return key
 
     def _check_free(self, db: sqlite3.Connection, kind: Kind, owner: str, name: str) -> None:
         taken = db.execute(

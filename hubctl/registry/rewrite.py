@@ -1,4 +1,4 @@
-"""Histories made anew, in the caller's transaction: as one commit, or without some large files."""
+"""Histories made anew, in the caller's transaction: as one commit, without some large files, elsewhere."""
 
 from __future__ import annotations
 
@@ -60,3 +60,22 @@ def drop_large(db: sqlite3.Connection, blobs: FileStore, *, repo: int, digests: 
     ).fetchone()
     commits.index(db, blobs, repo, commits.files(db, repo, head["oid"]))
     return len(new_ids)
+
+
+def duplicate(db: sqlite3.Connection, *, source: int, target: int) -> None:
+    """Give the repository `target` (which has none) the history, branches, tags and card of `source`."""
+    for table, columns in (
+        ("commits", "oid, parent, tree, author, title, description, created_at, source"),
+        ("files", "oid, path, sha256, size, git_id, lfs, changed_in"),
+        ("refs", "kind, name, oid"),
+        ("repo_tags", "tag, position"),
+    ):
+        db.execute(
+            f"INSERT INTO {table} (repo, {columns}) SELECT ?, {columns} FROM {table} WHERE repo = ?",
+            (target, source),
+        )
+    db.execute(
+        "UPDATE repos SET (pipeline_tag, library_name, card) ="
+        " (SELECT pipeline_tag, library_name, card FROM repos WHERE id = ?) WHERE id = ?",
+        (source, target),
+    )

@@ -1,4 +1,4 @@
-"""Routes about what a history takes up: its large files, and making it smaller."""
+"""Routes about what histories take up: their large files, making them smaller, copying them for nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hubctl.errors import InputError
+from hubctl.errors import AccessError, InputError
+from hubctl.registry import quota
 from hubctl.registry.blobs import check_digest
+from hubctl.registry.faults import RepoExists
 from hubctl.registry.wire import (
     next_link,
     number,
     open_repo,
+    private_field,
     read_json,
+    repo_id_field,
+    repo_url,
+    require_caller,
     require_writer,
     services_of,
     text_field,
@@ -71,3 +77,50 @@ async def delete_large(request: Request) -> Response:
         return services_of(request).repos.drop_large(open_repo(request, write=True), digests)
 
     return JSONResponse({"rewrittenCommits": await run_in_threadpool(run)})
+
+
+async def duplicate(request: Request) -> Response:
+    """`POST .../duplicate`: another repository with the same history."""
+    fields = await read_json(request)
+    owner, name = repo_id_field(fields, "repository")
+    private = private_field(fields)
+
+    def run() -> Response:
+        user = require_writer(request)
+        source = open_repo(request)
+        hidden = source.private if private is None else private
+        try:
+            made = services_of(request).repos.duplicate(source, owner, name, user=user, private=hidden)
+        except RepoExists as error:
+            url = repo_url(request, source.kind, error.repo_id)
+            return JSONResponse({"error": error.message, "url": url}, status_code=409)
+        return JSONResponse({"url": repo_url(request, made.kind, made.id)})
+
+    return await run_in_threadpool(run)
+
+
+def list_own(request: Request) -> Response:
+    """`GET .../settings/repositories`, of the caller or of an organisation: what each repository keeps."""
+    caller = require_caller(request)
+    services = services_of(request)
+    owner = request.path_params.get("org", caller.user)
+    orgs = (org for org, _ in services.accounts.orgs_of(caller.user))
+    names = {name.lower(): name for name in (caller.user, *orgs)}
+    if owner.lower() not in names:
+        raise AccessError(f"you are not in {owner}", forbidden=True)
+    with services.db.read() as db:
+        rows = quota.by_repo(db, names[owner.lower()])
+    total = sum(row["bytes"] for row in rows)
+    return JSONResponse(
+        [
+            {
+                "id": row["id"],
+                "type": row["kind"],
+                "visibility": "private" if row["private"] else "public",
+                "updatedAt": row["updated_at"],
+                "storage": row["bytes"],
+                "storagePercent": row["bytes"] / total if total else 0,
+            }
+            for row in rows
+        ]
+    )

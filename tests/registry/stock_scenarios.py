@@ -321,6 +321,30 @@ def makes_histories_smaller() -> None:
         api.super_squash_history("alice/long", branch="gone")
 
 
+def duplicates_and_counts() -> None:
+    api.create_repo("first", private=True)
+    change = [CommitOperationAdd("README.md", CARD.encode()), CommitOperationAdd("w.bin", NOISE)]
+    head = api.create_commit("alice/first", change, commit_message="add")
+    api.create_tag("alice/first", tag="v1")
+    assert api.duplicate_repo("alice/first", "alice/second").repo_id == "alice/second"
+    second = api.model_info("alice/second")
+    assert (second.sha, second.private, second.pipeline_tag) == (head.oid, True, "text-to-image")
+    assert [tag.name for tag in api.list_repo_refs("alice/second").tags] == ["v1"]
+    api.delete_repo("alice/first")
+    assert Path(api.hf_hub_download("alice/second", "w.bin", revision="v1")).read_bytes() == NOISE
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.duplicate_repo("alice/second", "bob/third")
+    assert caught.value.response.status_code == 403
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.duplicate_repo("alice/second", "alice/second")
+    assert caught.value.response.status_code == 409
+    kept = {repo.id: repo for repo in api.list_user_repos()}
+    assert len(NOISE) < kept["alice/second"].storage < len(NOISE) + 10_000
+    assert kept["alice/second"].visibility == "private"
+    with pytest.raises(HfHubHTTPError):
+        list(api.list_user_repos("bob"))
+
+
 def refers_to_chunks_it_sent_before() -> None:
     """Played twice: the client's home has a list of what it sent, and its second upload relies on it."""
     repo_id = api.create_repo("again", exist_ok=True).repo_id

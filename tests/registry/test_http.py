@@ -340,6 +340,8 @@ BAD_REQUESTS: list[tuple[str, str, object]] = [
     ("PUT", "/lfs/x.y", b""),
     ("PUT", "/lfs/x.y/part/1", b""),
     ("POST", "/lfs/x.y/complete", {"oid": "x", "parts": []}),
+    ("POST", f"{BAD}/duplicate", {"repository": "x"}),
+    ("GET", "/api/organizations/none/settings/repositories", b""),
     ("POST", f"{BAD}/super-squash/gone", {"message": "x"}),
     ("POST", f"{BAD}/super-squash/main", {"message": 3}),
     ("POST", f"{BAD}/lfs-files/batch", {"deletions": []}),

@@ -108,6 +108,7 @@ def test_people_of_an_organisation_share_its_repositories(registry: RegistryServ
     with pytest.raises(RepositoryNotFoundError):
         oscar.model_info("Studio/style")
     assert hubctl("org", "remove", "studio", "--root", root).returncode == 7
+    assert {repo.id for repo in olga.list_user_repos("studio")} == {"Studio/style", "Studio/ours"}
     (listed,) = json.loads(hubctl("org", "list", "--root", root, "--json").stdout)
     assert (listed["repos"], listed["members"]) == (2, {"olga": "write"})
 
@@ -129,6 +130,20 @@ def test_a_name_is_taken_once(accounts: Accounts) -> None:
     for options in ({"label": ""}, {"label": "a\nb"}, {"expires_s": -1}, {"expires_s": 10**12}):
         with pytest.raises(InputError):
             accounts.create_token("alice", **options)
+
+
+def test_what_is_only_looked_at_is_not_made(tmp_path: Path) -> None:
+    for command in (
+        ("user", "list"),
+        ("org", "list"),
+        ("token", "list"),
+        ("quota", "alice"),
+        ("fsck",),
+        ("gc",),
+    ):
+        assert hubctl(*command, "--root", str(tmp_path / "none")).returncode == 3
+    assert not (tmp_path / "none").exists()
+    assert hubctl("user", "add", "alice", "--root", str(tmp_path / "new")).returncode == 0
 
 
 def test_a_removed_user_is_gone_with_everything_that_was_given_out(tmp_path: Path) -> None:

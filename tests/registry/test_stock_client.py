@@ -23,6 +23,7 @@ SCENARIOS = (
     "sends_large_files_without_xet",
     "follows_pages",
     "makes_histories_smaller",
+    "duplicates_and_counts",
 )
 
 
@@ -76,6 +77,8 @@ def test_hf_command_line(registry: RegistryServer, tmp_path: Path) -> None:
     assert "carol" in hf("auth", "whoami")
     hf("upload", "carol/lora", "lora")
     hf("repos", "tag", "create", "carol/lora", "v1")
+    assert "carol/lora" in hf("repos", "list", "--quiet")
+    hf("repos", "duplicate", "carol/lora", "carol/copy")
     assert "carol/lora" in hf("models", "list", "--author", "carol", "--quiet")
     hf("download", "carol/lora", "--revision", "v1", "--local-dir", "back")
     assert (tmp_path / "back" / "w.safetensors").read_bytes() == bytes(range(256)) * 5000

@@ -21,6 +21,7 @@ READABLE = "(repos.private = 0 OR repos.owner IN (SELECT owner FROM rights WHERE
 """SQL: whether the user (one parameter) may read a row of `repos`."""
 
 MAX_LABEL_LENGTH = 80
+_SOON = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,11 @@ class Caller:
     user: str
     scope: Scope
     label: str
+    expires_at: str | None
+
+    def expires_soon(self, moment: datetime) -> bool:
+        """Whether the token has less than a week left at a moment (with its time zone)."""
+        return self.expires_at is not None and self.expires_at < stamp(moment + _SOON)
 
 
 class Accounts:
@@ -79,7 +85,7 @@ class Accounts:
             raise AccessError(refusal)
         if row["expires_at"] is not None and row["expires_at"] <= now():
             raise AccessError(refusal, hint=f"the token expired at {row['expires_at']}")
-        return Caller(user=row["user"], scope=row["scope"], label=row["label"])
+        return Caller(user=row["user"], scope=row["scope"], label=row["label"], expires_at=row["expires_at"])
 
     def tokens(self, user: str | None = None) -> list[dict[str, Any]]:
         """All tokens, or those of one user, the oldest first; `id` begins their sha256 and opens nothing."""

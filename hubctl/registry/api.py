@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -63,15 +64,17 @@ def whoami(request: Request) -> Response:
         {"type": "org", "name": org, "fullname": org, "roleInOrg": role}
         for org, role in services_of(request).accounts.orgs_of(caller.user)
     ]
-    return JSONResponse(
-        {
-            "type": "user",
-            "name": caller.user,
-            "fullname": caller.user,
-            "orgs": orgs,
-            "auth": {"type": "access_token", "accessToken": token},
-        }
-    )
+    shown = {
+        "type": "user",
+        "name": caller.user,
+        "fullname": caller.user,
+        "orgs": orgs,
+        "auth": {"type": "access_token", "accessToken": token},
+    }
+    soon = caller.expires_soon(datetime.now(UTC))
+    # Stock clients show such a header as a warning.
+    headers = {"X-HF-Warning": f"token; this token expires at {caller.expires_at}"} if soon else None
+    return JSONResponse(shown, headers=headers)
 
 
 def auth_check(request: Request) -> Response:
@@ -209,7 +212,7 @@ def list_commits(request: Request) -> Response:
     repo = open_repo(request)
     repos = services_of(request).repos
     oid = repos.resolve(repo, request.path_params["revision"])
-    page, limit = number(request, "p", 0), min(number(request, "limit", COMMITS_PER_PAGE), 1000)
+    page, limit = number(request, "p", 0), min(max(number(request, "limit", COMMITS_PER_PAGE), 1), 1000)
     found = repos.history(repo, oid, skip=page * limit, limit=limit + 1)
     link = next_link(request, p=str(page + 1)) if len(found) > limit else None
     return JSONResponse([commit_json(commit) for commit in found[:limit]], headers=link)

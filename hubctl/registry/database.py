@@ -133,7 +133,8 @@ class Database:
             scripts = [_MIGRATIONS[step] for step in range(version, SCHEMA_VERSION)] if version else [_SCHEMA]
             for statement in (one for script in scripts for one in script.split(";\n")):
                 db.execute(statement)
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            if version != SCHEMA_VERSION:
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

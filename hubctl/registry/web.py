@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -40,7 +40,7 @@ def repo(request: Request) -> Response:
         card = {}
     html = repo_page(
         shown,
-        url=repo_url(request, shown.kind, shown.id),
+        url=_path_of(repo_url(request, shown.kind, shown.id)),
         revision=revision,
         commit=services.repos.commit_details(shown, {oid})[oid],
         files=files.values(),
@@ -55,7 +55,7 @@ def blob(request: Request) -> Response:
     """`GET /{repo}/blob/{revision}/{path}`, the address that the Hub's clients print: the file itself."""
     shown = open_repo(request)
     params = request.path_params
-    url = repo_url(request, shown.kind, shown.id)
+    url = _path_of(repo_url(request, shown.kind, shown.id))
     return RedirectResponse(
         f"{url}/resolve/{quote(params['revision'], safe='')}/{quote(params['path'])}", status_code=302
     )
@@ -66,4 +66,11 @@ def index(request: Request) -> Response:
     search = request.query_params.get("search", "")
     query = listing.Query(kind="model", user=user_of(request), search=search, limit=REPOS_SHOWN)
     found, _ = listing.find(services_of(request).db, query)
-    return HTMLResponse(index_page(found, base_url=base_url(request), search=search), headers=_HEADERS)
+    return HTMLResponse(
+        index_page(found, base_url=_path_of(base_url(request)), search=search), headers=_HEADERS
+    )
+
+
+def _path_of(url: str) -> str:
+    """An address as pages use it: they work under every name that the registry is reached by."""
+    return urlsplit(url).path

@@ -399,6 +399,22 @@ def test_which_files_are_large(alice: httpx.Client, path: str, size: int, sample
     assert answer.json() == {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False}]}
 
 
+def test_commits_come_page_by_page(alice: httpx.Client) -> None:
+    repo_id = make(alice, "log", {"a": b"1"})
+    for number in range(4):
+        commit(alice, repo_id, put("a", str(number).encode())).raise_for_status()
+    whole = [entry["id"] for entry in alice.get(f"/api/models/{repo_id}/commits/main").json()]
+    assert len(whole) == 6
+    for limit in (0, 2, 5):
+        url: str | None = f"/api/models/{repo_id}/commits/main?limit={limit}"
+        found = []
+        while url:
+            answer = alice.get(url)
+            found += [entry["id"] for entry in answer.json()]
+            url = answer.links.get("next", {}).get("url")
+        assert found == whole
+
+
 def test_listing_goes_on_where_it_stopped(alice: httpx.Client) -> None:
     for number in range(5):
         make(alice, f"listed-{number}")

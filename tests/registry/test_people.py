@@ -77,6 +77,14 @@ def test_a_revoked_or_expired_token_is_worthless(registry: RegistryServer) -> No
     assert "2020-01-01" in refused.value.response.json()["hint"]
 
 
+@pytest.mark.parametrize(("days", "warned"), [(None, False), (30, False), (6, True)])
+def test_a_token_warns_before_it_expires(registry: RegistryServer, days: int | None, warned: bool) -> None:
+    token = create_token(registry.root, "wanda", expires_s=days and days * 86400)
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = httpx.get(f"{registry.endpoint}/api/whoami-v2", headers=headers, trust_env=False)
+    assert ("expires at" in answer.headers.get("x-hf-warning", "")) is warned
+
+
 def test_people_of_an_organisation_share_its_repositories(registry: RegistryServer) -> None:
     root = str(registry.root)
     names = {

@@ -75,7 +75,7 @@ def test_a_page_shows_card_gallery_and_files(alice: httpx.Client, nobody: httpx.
     assert "<li>one</li><li>two</li>" in page
     assert "print(&quot;&lt;hi&gt;&quot;)" in page
     assert "script" not in seen.names
-    at = f"{nobody.base_url}/{repo_id}/resolve/main/".replace("//alice", "/alice")
+    at = f"/{repo_id}/resolve/main/"
     assert {f"{at}image_0.png", f"{at}docs/a%20b.txt", f"{at}docs/notes.md"} <= seen.addresses
     assert not any(address.startswith(("javascript:", "//")) for address in seen.addresses)
     assert nobody.get(f"{at}docs/a%20b.txt").content == b"text"

@@ -127,7 +127,8 @@ def append(
         if isinstance(operation, File) and blobs.size(operation.sha256) != operation.size_bytes:
             raise InputError(f"{operation.path!r} is not here any more", hint="upload it again")
     owner = db.execute("SELECT owner FROM repos WHERE id = ?", (repo,)).fetchone()["owner"]
-    used = quota.used_bytes(db, owner) if quota.quota_of(db, owner) is not None else 0
+    new = {one.sha256: one.size_bytes for one in change.operations if isinstance(one, File)}
+    quota.check_room(db, owner, new)
     before = files(db, repo, head) if head else {}
     after = _apply(before, change.operations)
     check_no_collisions(after)
@@ -140,7 +141,6 @@ def append(
         "INSERT INTO refs VALUES (?, 'branch', ?, ?) ON CONFLICT DO UPDATE SET oid = excluded.oid",
         (repo, branch, oid),
     )
-    quota.check_room(db, owner, unless_above=used)
     if branch == "main":
         index(db, blobs, repo, after)
     db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", (commit.created_at, repo))

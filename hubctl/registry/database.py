@@ -13,7 +13,7 @@ from hubctl.errors import InputError
 
 SCHEMA_VERSION = 2
 
-_PEOPLE = """
+_SINCE_2 = """
 CREATE TABLE members (
     org TEXT NOT NULL REFERENCES users, user TEXT NOT NULL REFERENCES users,
     role TEXT NOT NULL CHECK (role IN ('read', 'write')),
@@ -23,6 +23,9 @@ CREATE TABLE members (
 CREATE VIEW rights AS
     SELECT name AS user, name AS owner, 'write' AS role FROM users WHERE NOT is_org
     UNION ALL SELECT user, org, role FROM members;
+
+-- What an owner keeps, each content once, is read from this alone.
+CREATE INDEX files_by_content ON files (repo, sha256, size);
 """
 
 _SCHEMA = (
@@ -83,7 +86,7 @@ CREATE TABLE held (
     PRIMARY KEY (user, kind, digest)
 ) WITHOUT ROWID;
 """
-    + _PEOPLE
+    + _SINCE_2
 )
 
 # From each earlier version to the next one.
@@ -96,7 +99,7 @@ ALTER TABLE tokens ADD COLUMN label TEXT NOT NULL DEFAULT 'token';
 ALTER TABLE tokens ADD COLUMN expires_at TEXT;
 ALTER TABLE commits ADD COLUMN source TEXT NOT NULL DEFAULT '';
 """
-    + _PEOPLE,
+    + _SINCE_2,
 }
 
 

@@ -47,18 +47,14 @@ def collect(
     db: Database, blobs: FileStore, xorbs: FileStore, *, before: str, before_s: float, dry_run: bool = False
 ) -> Collected:
     """Remove what is unreachable and was last used before a moment, given as text and in Unix time."""
-    with db.write() as connection:
-        connection.execute("SAVEPOINT all_of_it")
-        commits = connection.execute(f"DELETE FROM commits WHERE {_UNREACHABLE}", (before,)).rowcount
-        if dry_run:
-            old_blobs = list(_unused_blobs(connection, _old(blobs, blobs.digests(), before_s)))
-            connection.execute("ROLLBACK TO all_of_it")
     if dry_run:
+        commits, old_blobs = _rehearse(db, blobs, before, before_s)
         gone_blobs, gone_xorbs = (
             _sizes(blobs, old_blobs),
             _sizes(xorbs, _old(xorbs, xorbs.digests(), before_s)),
         )
     else:
+        commits = _prune(db, before)
         gone_blobs = _remove(db, blobs, before_s, "blob")
         gone_xorbs = _remove(db, xorbs, before_s, "xorb")
     drafts = [path for store in (blobs, xorbs) for path in store.drafts() if _is_old(path, before_s)]
@@ -72,6 +68,30 @@ def collect(
         drafts=len(drafts),
         freed_bytes=freed,
     )
+
+
+def _rehearse(db: Database, blobs: FileStore, before: str, before_s: float) -> tuple[int, list[str]]:
+    """How many commits would go, and which files then; nothing is changed."""
+    with db.write() as connection:
+        connection.execute("SAVEPOINT all_of_it")
+        commits = connection.execute(f"DELETE FROM commits WHERE {_UNREACHABLE}", (before,)).rowcount
+        old_blobs = list(_unused_blobs(connection, _old(blobs, blobs.digests(), before_s)))
+        connection.execute("ROLLBACK TO all_of_it")
+    return commits, old_blobs
+
+
+def _prune(db: Database, before: str) -> int:
+    # A few at a time: nobody can push while one of these runs.
+    some = f"SELECT repo, oid FROM commits WHERE {_UNREACHABLE} LIMIT {_BATCH // 5}"
+    total = 0
+    while True:
+        with db.write() as connection:
+            gone = connection.execute(
+                f"DELETE FROM commits WHERE (repo, oid) IN ({some})", (before,)
+            ).rowcount
+        if gone == 0:
+            return total
+        total += gone
 
 
 def _remove(db: Database, store: FileStore, before_s: float, kind: str) -> list[int]:

@@ -175,7 +175,7 @@ def _batch_entry(request: Request, repo: Repo, user: str, entry: Any, *, in_part
         if services.blobs.size(oid) == size and services.uploads.may_use_blob(user, oid):
             services.blobs.touch(oid)
             return shown
-        services.repos.check_room(repo, size)
+        services.repos.check_room(repo, {oid: size})
         services.blobs.check_fits(size)
         base, part_bytes = base_url(request), request.app.state.limits.part_bytes
         if in_parts and size > part_bytes:

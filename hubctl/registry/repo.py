@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -274,14 +274,14 @@ class Repositories:
         with self._db.write() as db:
             return rewrite.drop_large(db, self._blobs, repo=repo.key, digests=digests)
 
-    def check_room(self, repo: Repo, more_bytes: int) -> None:
-        """Refuse an upload that the owner's quota has no room for, before it is sent.
+    def check_room(self, repo: Repo, sizes: Mapping[str, int]) -> None:
+        """Refuse an upload (sha256 to bytes) that the owner's quota has no room for, before it is sent.
 
         Raises:
             QuotaExceeded: it has none.
         """
         with self._db.read() as db:
-            quota.check_room(db, repo.owner, more_bytes)
+            quota.check_room(db, repo.owner, sizes)
 
     def _insert(
         self, db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str, private: bool

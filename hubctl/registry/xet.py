@@ -45,7 +45,7 @@ def write_token(request: Request) -> Response:
     repo = open_repo(request, write=True)
     user = require_writer(request)
     services = services_of(request)
-    services.repos.check_room(repo, 1)  # how much will come, nobody says here
+    services.repos.check_room(repo, {"": 1})  # how much will come, nobody says here
     token = services.signer.sign(_PURPOSE, lifetime_s=TOKEN_LIFETIME_S, user=user)
     expires = services.signer.check(_PURPOSE, token)["expires_s"]
     # Clients keep, per address, a list of chunks they need not send again. Two users of one machine must

@@ -190,11 +190,11 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -
     def columns(path: Path) -> set[tuple[object, ...]]:
         database = Database(path)
         with database.read() as db:
-            tables = [
-                row["name"] for row in db.execute("SELECT name FROM sqlite_schema WHERE type <> 'index'")
-            ]
-            found = {(t, *row[1:]) for t in tables for row in db.execute(f"PRAGMA table_xinfo({t})")}
-            found = {(row[0], row[1], *row[2:5]) for row in found}
+            schema = db.execute("SELECT name, type FROM sqlite_schema").fetchall()
+            tables = [row["name"] for row in schema if row["type"] != "index"]
+            found: set[tuple[object, ...]] = {tuple(row) for row in schema}
+            for table in tables:
+                found |= {(table, *row[1:5]) for row in db.execute(f"PRAGMA table_xinfo({table})")}
         database.close()
         return found
 

@@ -56,7 +56,7 @@ class FileStore:
     def digests(self) -> Iterator[str]:
         """The names of all files, in order."""
         for folder in sorted(self.root.iterdir()):
-            for path in sorted(folder.iterdir()) if folder != self._drafts else ():
+            for path in sorted(folder.iterdir()) if folder.is_dir() and folder != self._drafts else ():
                 if _DIGEST.fullmatch(digest := folder.name + path.name):
                     yield digest
 

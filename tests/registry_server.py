@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -21,14 +22,15 @@ STOP_S = 15
 class RegistryServer:
     """Context manager: a registry kept in `root`, served while the block runs.
 
-        with RegistryServer(tmp_path / "registry") as registry:
+        with RegistryServer(tmp_path / "registry", "--part-size", "64KB") as registry:
             api = HfApi(endpoint=registry.endpoint, token=registry.token("alice"))
 
     The same `root` may be served again afterwards: everything is still there.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *options: str) -> None:
         self.root = root
+        self._options = options
         self.endpoint = ""
         """`http://127.0.0.1:PORT`, once the block is entered."""
         self._process: subprocess.Popen[str] | None = None
@@ -36,7 +38,7 @@ class RegistryServer:
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "hubctl", "--quiet", "registry", "serve"]
         self._process = subprocess.Popen(
-            [*command, "--root", str(self.root), "--port", "0"],
+            [*command, "--root", str(self.root), "--port", "0", *self._options],
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parent.parent,
@@ -57,6 +59,11 @@ class RegistryServer:
         """Send the server a signal."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def limit_files(self, size_bytes: int) -> None:
+        """From now on, let the server write no file larger than this: a disk that is full, for it alone."""
+        assert self._process is not None
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
 
     def token(self, user: str) -> str:
         """A new token of `user`, who is created if new."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -38,7 +39,8 @@ from hubctl.registry.wire import (
     repo_id_field,
     repo_json,
     repo_url,
-    require_user,
+    require_caller,
+    require_writer,
     services_of,
     size_field,
     text_field,
@@ -56,10 +58,23 @@ COMMITS_PER_PAGE = 50
 
 def whoami(request: Request) -> Response:
     """`GET /api/whoami-v2`."""
-    user = require_user(request)
-    token = {"displayName": "token", "role": "write"}
-    auth = {"type": "access_token", "accessToken": token}
-    return JSONResponse({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": auth})
+    caller = require_caller(request)
+    token = {"displayName": caller.label, "role": caller.scope}
+    orgs = [
+        {"type": "org", "name": org, "fullname": org, "roleInOrg": role}
+        for org, role in services_of(request).accounts.orgs_of(caller.user)
+    ]
+    shown = {
+        "type": "user",
+        "name": caller.user,
+        "fullname": caller.user,
+        "orgs": orgs,
+        "auth": {"type": "access_token", "accessToken": token},
+    }
+    soon = caller.expires_soon(datetime.now(UTC))
+    # Stock clients show such a header as a warning.
+    headers = {"X-HF-Warning": f"token; this token expires at {caller.expires_at}"} if soon else None
+    return JSONResponse(shown, headers=headers)
 
 
 def auth_check(request: Request) -> Response:
@@ -93,7 +108,7 @@ async def create_repo(request: Request) -> Response:
         owner = text_field(fields, "organization", "")
 
     def create() -> Response:
-        user = require_user(request)
+        user = require_writer(request)
         try:
             repo = services_of(request).repos.create(kind, owner or user, name, user=user, private=private)
         except RepoExists as error:
@@ -114,7 +129,7 @@ async def delete_repo(request: Request) -> Response:
         owner = text_field(fields, "organization", "")
 
     def delete() -> None:
-        user = require_user(request)
+        user = require_writer(request)
         repos = services_of(request).repos
         repos.delete(repos.open_to_write(kind, owner or user, name, user=user))
 
@@ -129,7 +144,7 @@ async def move_repo(request: Request) -> Response:
     source, target = repo_id_field(fields, "fromRepo"), repo_id_field(fields, "toRepo")
 
     def move() -> None:
-        user = require_user(request)
+        user = require_writer(request)
         repos = services_of(request).repos
         repos.move(repos.open_to_write(kind, *source, user=user), *target, user=user)
 
@@ -141,11 +156,13 @@ async def update_settings(request: Request) -> Response:
     """`PUT .../settings`: public or private."""
     fields = await read_json(request)
     private = private_field(fields)
-    if private is None:
-        raise InputError("this registry has one setting: 'visibility' (or 'private')")
+    if fields.get("gated", False) is not False:
+        raise InputError("this registry has no gated repositories: make it private", param="gated")
 
     def update() -> None:
-        services_of(request).repos.set_private(open_repo(request, write=True), private)
+        repo = open_repo(request, write=True)
+        if private is not None:
+            services_of(request).repos.set_private(repo, private)
 
     await run_in_threadpool(update)
     return JSONResponse({"private": private})
@@ -195,7 +212,7 @@ def list_commits(request: Request) -> Response:
     repo = open_repo(request)
     repos = services_of(request).repos
     oid = repos.resolve(repo, request.path_params["revision"])
-    page, limit = number(request, "p", 0), min(number(request, "limit", COMMITS_PER_PAGE), 1000)
+    page, limit = number(request, "p", 0), min(max(number(request, "limit", COMMITS_PER_PAGE), 1), 1000)
     found = repos.history(repo, oid, skip=page * limit, limit=limit + 1)
     link = next_link(request, p=str(page + 1)) if len(found) > limit else None
     return JSONResponse([commit_json(commit) for commit in found[:limit]], headers=link)
@@ -246,7 +263,7 @@ async def commit(request: Request) -> Response:
     """`POST .../commit/{branch}`: operations as JSON lines; all of them happen, or none."""
     refuse_pull_request(request)
     repo = await run_in_threadpool(lambda: open_repo(request, write=True))
-    user = await run_in_threadpool(require_user, request)
+    user = await run_in_threadpool(require_writer, request)
     services = services_of(request)
     header: dict[str, Any] = {}
     operations: list[File | Delete] = []
@@ -309,7 +326,7 @@ def _operation(services: Services, key: object, value: Mapping[str, Any], user: 
         sha256 = check_digest(value.get("oid"))
         size = services.blobs.size(sha256)
         # The same answer for "not here" and "not yours": a hash must not reveal what others have.
-        if size is None or not services.accounts.may_use_blob(user, sha256):
+        if size is None or not services.uploads.may_use_blob(user, sha256):
             raise InputError(
                 f"large file {path!r} ({sha256}) was not uploaded", hint="upload it, then commit again"
             )

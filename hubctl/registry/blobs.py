@@ -10,12 +10,14 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hubctl.errors import InputError, IntegrityError
 
+_SPARE_DISK_BYTES = 64 * 1024 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,6 +48,34 @@ class FileStore:
         except FileNotFoundError:
             return None
 
+    def touch(self, digest: str) -> None:
+        """Make the file as young as a new one, so that `gc` leaves it; harmless if it is not here."""
+        with suppress(FileNotFoundError):
+            os.utime(self.path(digest), follow_symlinks=False)
+
+    def digests(self) -> Iterator[str]:
+        """The names of all files, in order."""
+        for folder in sorted(self.root.iterdir()):
+            for path in sorted(folder.iterdir()) if folder.is_dir() and folder != self._drafts else ():
+                if _DIGEST.fullmatch(digest := folder.name + path.name):
+                    yield digest
+
+    def drafts(self) -> Iterator[Path]:
+        """Files that nobody has published yet, those of running uploads among them."""
+        yield from self._drafts.iterdir()
+
+    def check_fits(self, size_bytes: int) -> None:
+        """Refuse, before it is sent or put together, what the disk has no room for.
+
+        Raises:
+            InputError: it has none.
+        """
+        free = shutil.disk_usage(self.root).free - _SPARE_DISK_BYTES
+        if size_bytes > free:
+            raise InputError(
+                f"a file of {size_bytes} bytes does not fit: the registry has {max(free, 0)} bytes left"
+            )
+
     def put(self, data: bytes) -> str:
         """Store `data` under its sha256 and return that."""
         with self.draft() as draft:
@@ -64,9 +94,13 @@ class FileStore:
             os.close(descriptor)
             path.unlink(missing_ok=True)
 
+    def aside(self, name: str) -> Path:
+        """Where `Draft.set_aside` puts the draft that it calls `name`."""
+        return self._drafts / name
+
     def sweep(self) -> int:
         """Remove drafts that a killed process left; only safe while nobody writes. Returns how many."""
-        stale = list(self._drafts.iterdir())
+        stale = list(self.drafts())
         for path in stale:
             path.unlink()
         return len(stale)
@@ -95,12 +129,30 @@ class Draft:
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
+    def read_back(self) -> str:
+        """Take what somebody else wrote into the file at `path` for the draft's own; returns its sha256."""
+        self._hash, self.size_bytes = hashlib.sha256(), 0
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        while data := os.read(self._descriptor, 1 << 20):
+            self._hash.update(data)
+            self.size_bytes += len(data)
+        return self.sha256
+
+    def set_aside(self, name: str) -> None:
+        """Keep the file as a draft called `name`, until somebody joins it to others or sweeps it away."""
+        os.rename(self.path, self._store.aside(name))
+
     def publish(self, digest: str) -> str:
         """Give the file its name, once it is safe on disk; the caller vouches that `digest` fits."""
         final = self._store.path(digest)
         os.fsync(self._descriptor)
-        final.parent.mkdir(exist_ok=True)
-        os.rename(self.path, final)
+        if not final.parent.exists():
+            final.parent.mkdir(exist_ok=True)
+            _fsync_folder(self._store.root)
+        try:
+            os.rename(self.path, final)
+        except FileNotFoundError as error:  # `gc` takes drafts that are too old
+            raise InputError("the upload took too long", hint="start it again") from error
         _fsync_folder(final.parent)
         return digest
 

@@ -88,6 +88,12 @@ def read_front_matter(readme: str) -> dict[str, Any]:
     return data
 
 
+def without_front_matter(readme: str) -> str:
+    """A README without its YAML header."""
+    match = _FRONT_MATTER.match(readme)
+    return readme[match.end() :] if match else readme
+
+
 class _CardLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -10,7 +10,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from hubctl.errors import InputError
-from hubctl.registry import git
+from hubctl.registry import git, quota
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.card import MAX_CARD_BYTES, read_card
 from hubctl.registry.database import now
@@ -116,41 +116,72 @@ def append(
     Raises:
         StaleParent: `change.parent` is not `head`.
         InputError, EntryNotFound: an operation cannot be done.
+        QuotaExceeded: the repository's owner would keep too much.
     """
     if change.parent is not None and not (len(change.parent) >= 7 and (head or "").startswith(change.parent)):
         raise StaleParent(
             f"parent commit {change.parent[:40]} is not the head of {branch!r} any more: it is {head}"
         )
+    for operation in change.operations:
+        # Only here, where nothing else writes, is it sure that `gc` has not just taken an old upload away.
+        if isinstance(operation, File) and blobs.size(operation.sha256) != operation.size_bytes:
+            raise InputError(f"{operation.path!r} is not here any more", hint="upload it again")
+    owner = db.execute("SELECT owner FROM repos WHERE id = ?", (repo,)).fetchone()["owner"]
+    new = {one.sha256: one.size_bytes for one in change.operations if isinstance(one, File)}
+    quota.check_room(db, owner, new)
     before = files(db, repo, head) if head else {}
     after = _apply(before, change.operations)
     check_no_collisions(after)
     tree = git.tree_ids({path: file.git_id for path, file in after.items()})[""]
     if head and tree == load_tree(db, repo, head):
         return head
-    created_at = now()
-    message = f"{change.title}\n\n{change.description}".rstrip() + "\n"
-    time_s = int(datetime.fromisoformat(created_at).timestamp())
-    oid = git.commit_id(tree=tree, parent=head, author=user, time_s=time_s, message=message)
-    # The same change to two branches within a second is one commit: the id says all there is.
-    db.execute(
-        "INSERT OR IGNORE INTO commits VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (repo, oid, head, tree, user, change.title, change.description, created_at),
-    )
-    db.executemany(
-        "INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            (repo, oid, path, file.sha256, file.size_bytes, file.git_id, file.lfs, file.changed_in or oid)
-            for path, file in after.items()
-        ),
-    )
+    commit = Commit(oid="", author=user, title=change.title, description=change.description, created_at=now())
+    oid = write(db, repo, commit, parent=head, tree=after)
     db.execute(
         "INSERT INTO refs VALUES (?, 'branch', ?, ?) ON CONFLICT DO UPDATE SET oid = excluded.oid",
         (repo, branch, oid),
     )
     if branch == "main":
-        _index(db, blobs, repo, after)
-    db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", (created_at, repo))
+        index(db, blobs, repo, after)
+    db.execute("UPDATE repos SET updated_at = ? WHERE id = ?", (commit.created_at, repo))
     return oid
+
+
+def write(
+    db: sqlite3.Connection, repo: int, commit: Commit, *, parent: str | None, tree: dict[str, File]
+) -> str:
+    """Write a commit with all its files; returns its id, which follows from the rest.
+
+    `commit.oid` is not read. A file without `changed_in` is the work of this commit.
+    """
+    tree_id = git.tree_ids({path: file.git_id for path, file in tree.items()})[""]
+    oid = commit_id(commit, parent=parent, tree=tree_id)
+    # The same change to two branches within a second is one commit: the id says all there is.
+    db.execute(
+        "INSERT OR IGNORE INTO commits (repo, oid, parent, tree, author, title, description, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (repo, oid, parent, tree_id, commit.author, commit.title, commit.description, commit.created_at),
+    )
+    write_files(db, repo, oid, tree)
+    return oid
+
+
+def write_files(db: sqlite3.Connection, repo: int, oid: str, tree: dict[str, File]) -> None:
+    """Write the files of the commit `oid`; those without `changed_in` are its own work."""
+    db.executemany(
+        "INSERT OR IGNORE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            (repo, oid, path, file.sha256, file.size_bytes, file.git_id, file.lfs, file.changed_in or oid)
+            for path, file in tree.items()
+        ),
+    )
+
+
+def commit_id(commit: Commit, *, parent: str | None, tree: str) -> str:
+    """The id that git would give to this commit."""
+    message = f"{commit.title}\n\n{commit.description}".rstrip() + "\n"
+    time_s = int(datetime.fromisoformat(commit.created_at).timestamp())
+    return git.commit_id(tree=tree, parent=parent, author=commit.author, time_s=time_s, message=message)
 
 
 def files(db: sqlite3.Connection, repo: int, oid: str) -> dict[str, File]:
@@ -194,16 +225,18 @@ def history(db: sqlite3.Connection, repo: int, oid: str, *, skip: int, limit: in
            ORDER BY depth LIMIT ? OFFSET ?""",
         (oid, repo, repo, limit, skip),
     )
-    return [
-        Commit(
-            oid=row["oid"],
-            author=row["author"],
-            title=row["title"],
-            description=row["description"],
-            created_at=row["created_at"],
-        )
-        for row in rows
-    ]
+    return [commit_of(row) for row in rows]
+
+
+def commit_of(row: sqlite3.Row) -> Commit:
+    """A Commit from a row of `commits`."""
+    return Commit(
+        oid=row["oid"],
+        author=row["author"],
+        title=row["title"],
+        description=row["description"],
+        created_at=row["created_at"],
+    )
 
 
 def _apply(before: dict[str, File], operations: Iterable[File | Delete]) -> dict[str, File]:
@@ -226,7 +259,8 @@ def _apply(before: dict[str, File], operations: Iterable[File | Delete]) -> dict
     return after
 
 
-def _index(db: sqlite3.Connection, blobs: FileStore, repo: int, tree: dict[str, File]) -> None:
+def index(db: sqlite3.Connection, blobs: FileStore, repo: int, tree: dict[str, File]) -> None:
+    """Take tags, task and library from the README of `tree`, the files on main."""
     readme = tree.get(README)
     if readme is None:
         text = ""

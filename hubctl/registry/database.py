@@ -11,18 +11,37 @@ from pathlib import Path
 
 from hubctl.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-_SCHEMA = """
+_SINCE_2 = """
+CREATE TABLE members (
+    org TEXT NOT NULL REFERENCES users, user TEXT NOT NULL REFERENCES users,
+    role TEXT NOT NULL CHECK (role IN ('read', 'write')),
+    PRIMARY KEY (org, user)
+) WITHOUT ROWID;
+-- What each user may do with the repositories of each owner.
+CREATE VIEW rights AS
+    SELECT name AS user, name AS owner, 'write' AS role FROM users WHERE NOT is_org
+    UNION ALL SELECT user, org, role FROM members;
+
+-- What an owner keeps, each content once, is read from this alone.
+CREATE INDEX files_by_content ON files (repo, sha256, size);
+"""
+
+_SCHEMA = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
+-- Organisations are users without tokens: both own repositories, and no two share a name.
 CREATE TABLE users (
-    name TEXT PRIMARY KEY COLLATE NOCASE, created_at TEXT NOT NULL, xet_epoch TEXT NOT NULL
+    name TEXT PRIMARY KEY COLLATE NOCASE, created_at TEXT NOT NULL, xet_epoch TEXT NOT NULL,
+    is_org INTEGER NOT NULL DEFAULT 0, quota_bytes INTEGER
 ) WITHOUT ROWID;
 
 -- A token is stored as its sha256: whoever reads the database cannot log in with it.
 CREATE TABLE tokens (
-    digest TEXT PRIMARY KEY, user TEXT NOT NULL REFERENCES users, created_at TEXT NOT NULL
+    digest TEXT PRIMARY KEY, user TEXT NOT NULL REFERENCES users, created_at TEXT NOT NULL,
+    scope TEXT NOT NULL DEFAULT 'write', label TEXT NOT NULL DEFAULT 'token', expires_at TEXT
 ) WITHOUT ROWID;
 
 -- pipeline_tag, library_name, card and repo_tags are read from the README of main at each commit.
@@ -38,10 +57,11 @@ CREATE TABLE repo_tags (
     PRIMARY KEY (repo, tag)
 ) WITHOUT ROWID;
 
+-- source is the Hub that a mirrored commit, with the id that it has there, comes from.
 CREATE TABLE commits (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, oid TEXT NOT NULL, parent TEXT,
     tree TEXT NOT NULL, author TEXT NOT NULL, title TEXT NOT NULL, description TEXT NOT NULL,
-    created_at TEXT NOT NULL,
+    created_at TEXT NOT NULL, source TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (repo, oid)
 ) WITHOUT ROWID;
 CREATE TABLE refs (
@@ -66,11 +86,31 @@ CREATE TABLE held (
     PRIMARY KEY (user, kind, digest)
 ) WITHOUT ROWID;
 """
+    + _SINCE_2
+)
+
+# From each earlier version to the next one.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE users ADD COLUMN is_org INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE users ADD COLUMN quota_bytes INTEGER;
+ALTER TABLE tokens ADD COLUMN scope TEXT NOT NULL DEFAULT 'write';
+ALTER TABLE tokens ADD COLUMN label TEXT NOT NULL DEFAULT 'token';
+ALTER TABLE tokens ADD COLUMN expires_at TEXT;
+ALTER TABLE commits ADD COLUMN source TEXT NOT NULL DEFAULT '';
+"""
+    + _SINCE_2,
+}
 
 
 def now() -> str:
-    """The time as the Hub writes it: `2026-01-31T12:00:00.000Z`."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    """The time as the Hub writes it: `2026-01-31T12:00:00.000Z`. Such texts sort by time."""
+    return stamp(datetime.now(UTC))
+
+
+def stamp(moment: datetime) -> str:
+    """A moment (with its time zone) as `now` writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 class Database:
@@ -89,14 +129,15 @@ class Database:
     def _prepare(self) -> None:
         with self.write() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
+            if version > SCHEMA_VERSION:
                 raise InputError(
                     f"{self._path} has schema {version}; this hubctl knows schema {SCHEMA_VERSION}"
                 )
+            scripts = [_MIGRATIONS[step] for step in range(version, SCHEMA_VERSION)] if version else [_SCHEMA]
+            for statement in (one for script in scripts for one in script.split(";\n")):
+                db.execute(statement)
+            if version != SCHEMA_VERSION:
+                db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:

@@ -9,6 +9,8 @@
      └── StaleParent        the branch moved on since the client looked
     IntegrityError
      └── LostFile           the registry's own storage is damaged
+    AccessError
+     └── QuotaExceeded      the owner of a repository keeps as much as allowed
 
 The names of the "not found" classes are the Hub's own error codes, sent as `X-Error-Code`.
 """
@@ -26,7 +28,7 @@ from hubctl.errors import (
 
 
 class RepoNotFound(NotFoundError):
-    """No such repository, or a private one and the caller is not its owner."""
+    """No such repository, or a private one that is not for the caller."""
 
 
 class RevisionNotFound(NotFoundError):
@@ -55,6 +57,13 @@ class StaleParent(ConflictError):
 
 class LostFile(IntegrityError):
     """A file that a commit names is not whole in the registry's storage any more."""
+
+
+class QuotaExceeded(AccessError):
+    """The owner of a repository would keep more bytes than allowed."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint, forbidden=True)
 
 
 # Clients retry 408, 429 and 5xx five times, so a permanent fault must never be one of these.

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hubctl.errors import HubctlError, InputError
+from hubctl.registry import multipart
 from hubctl.registry.blobs import Draft, check_digest
 from hubctl.registry.commits import is_large_by_name
 from hubctl.registry.faults import status_of
@@ -24,7 +25,7 @@ from hubctl.registry.wire import (
     parse_json,
     read_body,
     read_json,
-    require_user,
+    require_writer,
     services_of,
     size_field,
     text_field,
@@ -56,17 +57,20 @@ async def batch(request: Request) -> Response:
     fields = parse_json(await read_body(request))
     if fields.get("operation") != "upload":
         raise InputError("only uploads go through LFS here; download files by their /resolve/ address")
-    objects = fields.get("objects")
+    objects, transfers = fields.get("objects"), fields.get("transfers")
     if not isinstance(objects, list):
         raise InputError("field 'objects' must be a list", param="objects")
+    in_parts = isinstance(transfers, list) and "multipart" in transfers
 
     def answer() -> list[dict[str, Any]]:
-        repo, user = open_repo(request, write=True), require_user(request)
-        return [_batch_entry(request, repo, user, entry) for entry in objects]
+        repo, user = open_repo(request, write=True), require_writer(request)
+        return [_batch_entry(request, repo, user, entry, in_parts=in_parts) for entry in objects]
 
     shown = await run_in_threadpool(answer)
+    # Which of the two it is, each object's own `chunk_size` says; clients look at nothing else.
+    transfer = "multipart" if any(_is_in_parts(entry) for entry in shown) else "basic"
     return JSONResponse(
-        {"transfer": "basic", "objects": shown, "hash_algo": "sha256"}, media_type=_MEDIA_TYPE
+        {"transfer": transfer, "objects": shown, "hash_algo": "sha256"}, media_type=_MEDIA_TYPE
     )
 
 
@@ -156,7 +160,11 @@ def _is_binary(sample: bytes) -> bool:
     return False
 
 
-def _batch_entry(request: Request, repo: Repo, user: str, entry: Any) -> dict[str, Any]:
+def _is_in_parts(entry: dict[str, Any]) -> bool:
+    return "header" in entry.get("actions", {}).get("upload", {})
+
+
+def _batch_entry(request: Request, repo: Repo, user: str, entry: Any, *, in_parts: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     try:
         if not isinstance(entry, dict):
@@ -164,12 +172,21 @@ def _batch_entry(request: Request, repo: Repo, user: str, entry: Any) -> dict[st
         oid, size = check_digest(entry.get("oid")), size_field(entry, "size")
         shown = {"oid": oid, "size": size}
         services = services_of(request)
-        if services.blobs.size(oid) == size and services.accounts.may_use_blob(user, oid):
+        if services.blobs.size(oid) == size and services.uploads.may_use_blob(user, oid):
+            services.blobs.touch(oid)
             return shown
-        permit = services.signer.sign(_PURPOSE, lifetime_s=LINK_LIFETIME_S, user=user, oid=oid, size=size)
-        base = base_url(request)
+        services.repos.check_room(repo, {oid: size})
+        services.blobs.check_fits(size)
+        base, part_bytes = base_url(request), request.app.state.limits.part_bytes
+        if in_parts and size > part_bytes:
+            upload = multipart.upload_action(
+                services, base, user=user, oid=oid, size=size, part_bytes=part_bytes
+            )
+        else:
+            permit = services.signer.sign(_PURPOSE, lifetime_s=LINK_LIFETIME_S, user=user, oid=oid, size=size)
+            upload = {"href": f"{base}/lfs/{permit}"}
         shown["actions"] = {
-            "upload": {"href": f"{base}/lfs/{permit}"},
+            "upload": upload,
             "verify": {"href": f"{base}/{url_prefix(repo.kind)}{repo.id}.git/info/lfs/verify"},
         }
     except HubctlError as error:
@@ -183,4 +200,4 @@ def _keep(services: Services, draft: Draft, permit: dict[str, Any]) -> None:
             f"object {permit['oid']} has {draft.size_bytes} bytes, not the {permit['size']} announced"
         )
     draft.publish_sha256(permit["oid"])
-    services.accounts.record_held(permit["user"], "blob", permit["oid"])
+    services.uploads.record_held(permit["user"], "blob", permit["oid"])

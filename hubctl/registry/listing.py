@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubctl.errors import InputError
+from hubctl.registry.accounts import READABLE
 from hubctl.registry.database import Database
 from hubctl.registry.repo import REPO_COLUMNS, Kind, Repo, repo_of
 
@@ -29,7 +30,7 @@ class Query:
 
     kind: Kind
     user: str | None
-    """Who asks: private repositories show only to their owner."""
+    """Who asks: private repositories show only to those who may read them."""
     search: str = ""
     author: str = ""
     tags: Sequence[str] = ()
@@ -64,7 +65,7 @@ def find(database: Database, query: Query) -> tuple[list[Repo], str | None]:
 
 
 def _conditions(query: Query) -> tuple[list[str], list[Any]]:
-    where = ["kind = ?", "(private = 0 OR owner = ?)"]
+    where = ["kind = ?", READABLE]
     values: list[Any] = [query.kind, query.user]
     if query.search:
         where.append("instr(lower(owner || '/' || name), lower(?)) > 0")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hubctl.errors import AccessError, ConflictError, InputError
-from hubctl.registry import commits
+from hubctl.registry import commits, quota, rewrite
+from hubctl.registry.accounts import READABLE, writer_to
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database, now
 from hubctl.registry.faults import EntryNotFound, RepoExists, RepoNotFound, RevisionNotFound
@@ -67,30 +69,37 @@ class Repositories:
         """Create a repository with one commit, holding `.gitattributes` as on the Hub.
 
         Raises:
-            RepoExists: the user has one of that name already.
-            AccessError: `owner` is somebody else.
+            RepoExists: the owner has one of that name already.
+            AccessError: `user` may not write to what `owner` has.
         """
         check_repo_name(name)
-        _check_own_namespace(owner, user)
         attributes = commits.put_regular(self._blobs, ".gitattributes", commits.GITATTRIBUTES.encode())
         with self._db.write() as db:
-            self._check_free(db, kind, user, name)
-            created_at = now()
-            key = db.execute(
-                "INSERT INTO repos (kind, owner, name, private, created_at, updated_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (kind, user, name, private, created_at, created_at),
-            ).lastrowid
-            assert key is not None  # an INSERT always has one
+            key = self._insert(db, kind, owner, name, user, private)
             change = commits.Change(title="initial commit", operations=(attributes,))
             commits.append(db, self._blobs, repo=key, branch=MAIN, head=None, change=change, user=user)
             return _load(db, "repos.id = ?", (key,))
+
+    def duplicate(self, source: Repo, owner: str, name: str, *, user: str, private: bool) -> Repo:
+        """Create a repository with the whole history of `source`, which `user` may read; no byte is copied.
+
+        Raises:
+            RepoExists, AccessError: as `create`.
+            QuotaExceeded: the new owner would keep too much.
+        """
+        check_repo_name(name)
+        with self._db.write() as db:
+            key = self._insert(db, source.kind, owner, name, user, private)
+            rewrite.duplicate(db, source=source.key, target=key)
+            made = _load(db, "repos.id = ?", (key,))
+            quota.check_room(db, made.owner)
+            return made
 
     def open(self, kind: Kind, owner: str, name: str, *, user: str | None) -> Repo:
         """The repository, if `user` may read it.
 
         Raises:
-            RepoNotFound: it does not exist, or is private and somebody else's.
+            RepoNotFound: it does not exist, or is private and not for this user.
         """
         with self._db.read() as db:
             return _open(db, kind, owner, name, user)
@@ -100,35 +109,41 @@ class Repositories:
 
         Raises:
             RepoNotFound: as `open`.
-            AccessError: nobody is logged in, or it is somebody else's.
+            AccessError: nobody is logged in, or the user may only read it.
         """
         repo = self.open(kind, owner, name, user=user)
         if user is None:
             raise AccessError(f"log in to change {repo.id}")
-        _check_own_namespace(repo.owner, user)
+        with self._db.read() as db:
+            writer_to(db, repo.owner, user)
         return repo
 
     def delete(self, repo: Repo) -> None:
-        """Forget the repository; files that it alone held stay on disk."""
+        """Forget the repository; files that it alone held stay on disk until `gc`."""
         with self._db.write() as db:
             db.execute("DELETE FROM repos WHERE id = ?", (repo.key,))
 
     def move(self, repo: Repo, owner: str, name: str, *, user: str) -> None:
-        """Rename the repository.
+        """Rename the repository, or give it to another owner.
 
         Raises:
             RepoExists: the new name is taken.
-            AccessError: the new owner is somebody else.
+            AccessError: `user` may not write to what the new owner has.
         """
         check_repo_name(name)
-        _check_own_namespace(owner, user)
         with self._db.write() as db:
-            if (owner.lower(), name.lower()) != (repo.owner.lower(), repo.name.lower()):
-                self._check_free(db, repo.kind, user, name)
-            db.execute("UPDATE repos SET name = ?, updated_at = ? WHERE id = ?", (name, now(), repo.key))
+            owner = writer_to(db, owner, user)
+            if (owner, name.lower()) != (repo.owner, repo.name.lower()):
+                self._check_free(db, repo.kind, owner, name)
+            db.execute(
+                "UPDATE repos SET owner = ?, name = ?, updated_at = ? WHERE id = ?",
+                (owner, name, now(), repo.key),
+            )
+            if owner != repo.owner:
+                quota.check_room(db, owner)
 
     def set_private(self, repo: Repo, private: bool) -> None:
-        """Hide the repository from everyone but its owner, or show it."""
+        """Hide the repository from everyone but its owner (an organisation's members), or show it."""
         with self._db.write() as db:
             db.execute("UPDATE repos SET private = ? WHERE id = ?", (private, repo.key))
 
@@ -230,6 +245,58 @@ class Repositories:
             raise EntryNotFound(f"{repo.id} at {oid[:12]} has no file {path!r}", commit=oid)
         return commits.file_of(row)
 
+    def squash(self, repo: Repo, branch: str, title: str, *, user: str) -> str:
+        """Put one commit in the place of a branch's history; returns its id.
+
+        Raises:
+            RevisionNotFound: no such branch.
+        """
+        with self._db.write() as db:
+            head = _ref(db, repo, "branch", branch)
+            if head is None:
+                raise RevisionNotFound(f"{repo.id} has no branch {branch!r} to squash")
+            return rewrite.squash(
+                db, self._blobs, repo=repo.key, branch=branch, head=head, title=title, user=user
+            )
+
+    def large_files(self, repo: Repo, *, after: str, limit: int) -> list[tuple[commits.File, str]]:
+        """Large files of the whole history, in the order of their sha256, and when each first came."""
+        with self._db.read() as db:
+            rows = db.execute(
+                "SELECT files.*, MIN(created_at) AS pushed_at FROM files JOIN commits USING (repo, oid)"
+                " WHERE repo = ? AND lfs AND sha256 > ? GROUP BY sha256 ORDER BY sha256 LIMIT ?",
+                (repo.key, after, limit),
+            )
+            return [(commits.file_of(row), row["pushed_at"]) for row in rows]
+
+    def drop_large(self, repo: Repo, digests: Collection[str]) -> int:
+        """Write the history anew without some large files; returns how many commits changed."""
+        with self._db.write() as db:
+            return rewrite.drop_large(db, self._blobs, repo=repo.key, digests=digests)
+
+    def check_room(self, repo: Repo, sizes: Mapping[str, int]) -> None:
+        """Refuse an upload (sha256 to bytes) that the owner's quota has no room for, before it is sent.
+
+        Raises:
+            QuotaExceeded: it has none.
+        """
+        with self._db.read() as db:
+            quota.check_room(db, repo.owner, sizes)
+
+    def _insert(
+        self, db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str, private: bool
+    ) -> int:
+        owner = writer_to(db, owner, user)
+        self._check_free(db, kind, owner, name)
+        moment = now()
+        key = db.execute(
+            "INSERT INTO repos (kind, owner, name, private, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (kind, owner, name, private, moment, moment),
+        ).lastrowid
+        assert key is not None  # an INSERT always has one
+        return key
+
     def _check_free(self, db: sqlite3.Connection, kind: Kind, owner: str, name: str) -> None:
         taken = db.execute(
             "SELECT owner || '/' || name AS id FROM repos WHERE kind = ? AND owner = ? AND name = ?",
@@ -267,17 +334,12 @@ def _load(db: sqlite3.Connection, where: str, values: tuple[Any, ...]) -> Repo:
 
 
 def _open(db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str | None) -> Repo:
-    where, values = "kind = ? AND owner = ? AND name = ?", (kind, owner, name)
+    where, values = f"kind = ? AND owner = ? AND name = ? AND {READABLE}", (kind, owner, name, user)
     row = db.execute(f"SELECT {REPO_COLUMNS} FROM repos WHERE {where}", values).fetchone()
     # A private repository must look exactly like a missing one: its name is a secret too.
-    if row is None or (row["private"] and row["owner"] != user):
-        raise RepoNotFound(f"no {kind} {owner}/{name}, or it is private and you are not its owner")
+    if row is None:
+        raise RepoNotFound(f"no {kind} {owner}/{name}, or it is private and not for you")
     return repo_of(row)
-
-
-def _check_own_namespace(owner: str, user: str) -> None:
-    if owner.lower() != user.lower():
-        raise AccessError(f"{user} has no right to write to {owner}'s repositories", forbidden=True)
 
 
 def _ref(db: sqlite3.Connection, repo: Repo, kind: RefKind, name: str) -> str | None:

@@ -15,12 +15,19 @@ import uvicorn
 
 from hubctl.errors import ConflictError, InputError
 from hubctl.registry.app import create_app
+from hubctl.registry.limits import Limits
 
 GRACE_S = 5
 
 
 def serve(
-    root: Path, host: str, port: int, ready: Callable[[str], object], *, base_url: str | None = None
+    root: Path,
+    host: str,
+    port: int,
+    ready: Callable[[str], object],
+    *,
+    base_url: str | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Serve the registry in `root` until SIGTERM or Ctrl-C; running requests get some seconds to finish.
 
@@ -30,8 +37,8 @@ def serve(
         ConflictError: the port is taken, or another process serves `root`.
         InputError: `host` is no address of this machine, or `root` cannot be a registry.
     """
-    with _only_server_of(root), _listening(host, port) as listener:
-        app = create_app(root, base_url=base_url)
+    with only_server_of(root), _listening(host, port) as listener:
+        app = create_app(root, base_url=base_url, limits=limits)
         services = app.state.services
         services.blobs.sweep()
         services.xorbs.sweep()
@@ -61,7 +68,13 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _only_server_of(root: Path) -> Iterator[None]:
+def only_server_of(root: Path) -> Iterator[None]:
+    """Be the one process that serves (or replaces) the registry in `root`, as long as the block lasts.
+
+    Raises:
+        ConflictError: another process is.
+        InputError: `root` cannot be a registry.
+    """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

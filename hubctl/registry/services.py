@@ -12,10 +12,12 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubctl.registry.auth import Accounts, Signer, open_database
+from hubctl.registry.accounts import Accounts
+from hubctl.registry.auth import Signer, open_database
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database
 from hubctl.registry.repo import Repositories
+from hubctl.registry.uploads import Uploads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +26,7 @@ class Services:
 
     db: Database
     accounts: Accounts
+    uploads: Uploads
     repos: Repositories
     blobs: FileStore
     xorbs: FileStore
@@ -41,6 +44,7 @@ def open_services(root: Path) -> Services:
     return Services(
         db=db,
         accounts=Accounts(db),
+        uploads=Uploads(db),
         repos=Repositories(db, blobs),
         blobs=blobs,
         xorbs=FileStore(root / "xorbs"),

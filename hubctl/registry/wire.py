@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from hubctl.errors import AccessError, InputError
 from hubctl.registry import git
+from hubctl.registry.accounts import Caller
 from hubctl.registry.auth import bearer_token
 from hubctl.registry.commits import Commit, File
 from hubctl.registry.repo import Kind, Ref, Repo
@@ -43,20 +44,42 @@ def user_of(request: Request) -> str | None:
     Raises:
         AccessError: there is a token, but it is wrong.
     """
+    caller = caller_of(request)
+    return caller.user if caller else None
+
+
+def caller_of(request: Request) -> Caller | None:
+    """Who the token says is calling; None without a token.
+
+    Raises:
+        AccessError: there is a token, but it is wrong.
+    """
     token = bearer_token(request.headers.get("authorization"))
-    return services_of(request).accounts.user_of(token) if token else None
+    return services_of(request).accounts.caller(token) if token else None
 
 
-def require_user(request: Request) -> str:
-    """The caller's name.
+def require_caller(request: Request) -> Caller:
+    """Who the token says is calling.
 
     Raises:
         AccessError: no token, or a wrong one.
     """
-    user = user_of(request)
-    if user is None:
+    caller = caller_of(request)
+    if caller is None:
         raise AccessError("this needs a token: log in first")
-    return user
+    return caller
+
+
+def require_writer(request: Request) -> str:
+    """The caller's name.
+
+    Raises:
+        AccessError: no token, a wrong one, or one that may only read.
+    """
+    caller = require_caller(request)
+    if caller.scope != "write":
+        raise AccessError("this token may only read", hint="use one with the scope 'write'", forbidden=True)
+    return caller.user
 
 
 def open_repo(request: Request, *, write: bool = False) -> Repo:
@@ -64,7 +87,10 @@ def open_repo(request: Request, *, write: bool = False) -> Repo:
     params = request.path_params
     repos = services_of(request).repos
     way = repos.open_to_write if write else repos.open
-    return way(KINDS[params.get("kind", "models")], params["owner"], params["name"], user=user_of(request))
+    repo = way(KINDS[params.get("kind", "models")], params["owner"], params["name"], user=user_of(request))
+    if write:
+        require_writer(request)
+    return repo
 
 
 async def read_body(request: Request, limit_bytes: int = MAX_JSON_BYTES) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from hubctl.errors import AccessError, HubctlError, InputError
 from hubctl.registry.auth import bearer_token
 from hubctl.registry.blobs import Draft, FileStore, check_digest
 from hubctl.registry.services import Services
-from hubctl.registry.wire import base_url, flag, open_repo, read_body, require_user, services_of
+from hubctl.registry.wire import base_url, flag, open_repo, read_body, require_writer, services_of
 from hubctl.registry.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BYTES,
@@ -38,20 +37,20 @@ from hubctl.registry.xet_format import (
 
 TOKEN_LIFETIME_S = 3600
 _PURPOSE = "xet upload"
-_SPARE_DISK_BYTES = 64 * 1024 * 1024
 
 
 def write_token(request: Request) -> Response:
     """`GET /api/{kind}/{repo}/xet-write-token/{revision}`: where to upload, and with what token."""
     refuse_pull_request(request)
-    open_repo(request, write=True)
-    user = require_user(request)
+    repo = open_repo(request, write=True)
+    user = require_writer(request)
     services = services_of(request)
+    services.repos.check_room(repo, {"": 1})  # how much will come, nobody says here
     token = services.signer.sign(_PURPOSE, lifetime_s=TOKEN_LIFETIME_S, user=user)
     expires = services.signer.check(_PURPOSE, token)["expires_s"]
     # Clients keep, per address, a list of chunks they need not send again. Two users of one machine must
     # not share it, as each may only refer to their own; and it must not outlive the xorbs (epoch).
-    url = f"{base_url(request)}/xet/{services.accounts.xet_epoch(user)}/{user}"
+    url = f"{base_url(request)}/xet/{services.uploads.xet_epoch(user)}/{user}"
     return JSONResponse(
         {"casUrl": url, "accessToken": token, "exp": expires},
         headers={"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)},
@@ -128,7 +127,7 @@ def _uploader(request: Request) -> str:
     user = str(services.signer.check(_PURPOSE, token)["user"])
     if request.path_params["user"] != user:
         raise AccessError("this upload address belongs to another user", forbidden=True)
-    if request.path_params["epoch"] != services.accounts.xet_epoch(user):
+    if request.path_params["epoch"] != services.uploads.xet_epoch(user):
         raise InputError("this upload address is out of date: start the upload again")
     return user
 
@@ -140,30 +139,28 @@ def _keep_xorb(services: Services, draft: Draft, digest: str, user: str) -> bool
         raise InputError(f"xorb named {digest} has the hash {actual}")
     inserted = services.xorbs.size(digest) is None
     draft.publish(digest)  # also over an old one: these bytes were just checked, those long ago
-    services.accounts.record_held(user, "xorb", digest)
+    services.uploads.record_held(user, "xorb", digest)
     return inserted
 
 
 def _rebuild_files(services: Services, shard: bytes, user: str) -> None:
     for file in parse_shard(shard):
         here = services.blobs.size(file.sha256) == file.size_bytes
-        if here and services.accounts.holds(user, "blob", file.sha256):
+        if here and services.uploads.holds(user, "blob", file.sha256):
+            services.blobs.touch(file.sha256)
             continue
         for xorb in {term.xorb for term in file.terms}:
-            if not services.accounts.holds(user, "xorb", xorb) or services.xorbs.size(xorb) is None:
+            if not services.uploads.holds(user, "xorb", xorb) or services.xorbs.size(xorb) is None:
                 # The client believes it sent this: the registry lost it, or is an older copy of itself.
-                services.accounts.renew_xet_epoch(user)
+                services.uploads.renew_xet_epoch(user)
                 raise InputError(f"xorb {xorb} of {user} is not here any more: start the upload again")
+            services.xorbs.touch(xorb)
         # A shard of some kilobytes can describe terabytes: the same chunks over and over.
-        free = shutil.disk_usage(services.blobs.root).free - _SPARE_DISK_BYTES
-        if file.size_bytes > free:
-            raise InputError(
-                f"a file of {file.size_bytes} bytes does not fit: the registry has {free} bytes left"
-            )
+        services.blobs.check_fits(file.size_bytes)
         with services.blobs.draft() as draft:
             rebuild(file, services.xorbs, draft)
             draft.publish_sha256(file.sha256)
-        services.accounts.record_held(user, "blob", file.sha256)
+        services.uploads.record_held(user, "blob", file.sha256)
 
 
 @contextmanager

@@ -285,6 +285,66 @@ def sends_large_files_without_xet() -> None:
     assert Path(api.hf_hub_download("alice/plain", "w.safetensors")).read_bytes() == LARGE
 
 
+def sends_large_files_in_parts() -> None:
+    """Against a registry with small parts."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_DISABLE_XET = True
+    api.create_repo("parts")
+    for name, data in (("uneven.bin", LARGE), ("even.bin", LARGE[: 6 * 2**20]), ("small.bin", b"\0small")):
+        api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id="alice/parts")
+        assert Path(api.hf_hub_download("alice/parts", name)).read_bytes() == data
+
+
+def makes_histories_smaller() -> None:
+    api.create_repo("long")
+    first = api.upload_file(path_or_fileobj=NOISE, path_in_repo="a.bin", repo_id="alice/long")
+    api.upload_file(path_or_fileobj=NOISE[:-1], path_in_repo="a.bin", repo_id="alice/long")
+    api.create_tag("alice/long", tag="v1", revision=first.oid)
+    api.upload_file(path_or_fileobj=b"kept", path_in_repo="b.txt", repo_id="alice/long")
+    large = {file.file_oid: file for file in api.list_lfs_files("alice/long")}
+    assert sorted(file.size for file in large.values()) == [len(NOISE) - 1, len(NOISE)]
+    assert {file.filename for file in large.values()} == {"a.bin"}
+    api.permanently_delete_lfs_files("alice/long", [f for f in large.values() if f.size == len(NOISE)])
+    assert [file.size for file in api.list_lfs_files("alice/long")] == [len(NOISE) - 1]
+    assert len(list(api.list_repo_commits("alice/long"))) == 4
+    assert api.list_repo_files("alice/long", revision="v1") == [".gitattributes"]
+    with pytest.raises(RevisionNotFoundError):
+        api.model_info("alice/long", revision=first.oid)
+    for entry in api.list_repo_tree("alice/long", expand=True):
+        assert entry.last_commit is not None
+    before = api.list_repo_files("alice/long")
+    api.super_squash_history("alice/long", commit_message="one")
+    assert [commit.title for commit in api.list_repo_commits("alice/long")] == ["one"]
+    assert api.list_repo_files("alice/long") == before == [".gitattributes", "a.bin", "b.txt"]
+    with pytest.raises(RevisionNotFoundError):
+        api.super_squash_history("alice/long", branch="gone")
+
+
+def duplicates_and_counts() -> None:
+    api.create_repo("first", private=True)
+    change = [CommitOperationAdd("README.md", CARD.encode()), CommitOperationAdd("w.bin", NOISE)]
+    head = api.create_commit("alice/first", change, commit_message="add")
+    api.create_tag("alice/first", tag="v1")
+    assert api.duplicate_repo("alice/first", "alice/second").repo_id == "alice/second"
+    second = api.model_info("alice/second")
+    assert (second.sha, second.private, second.pipeline_tag) == (head.oid, True, "text-to-image")
+    assert [tag.name for tag in api.list_repo_refs("alice/second").tags] == ["v1"]
+    api.delete_repo("alice/first")
+    assert Path(api.hf_hub_download("alice/second", "w.bin", revision="v1")).read_bytes() == NOISE
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.duplicate_repo("alice/second", "bob/third")
+    assert caught.value.response.status_code == 403
+    with pytest.raises(HfHubHTTPError) as caught:
+        api.duplicate_repo("alice/second", "alice/second")
+    assert caught.value.response.status_code == 409
+    kept = {repo.id: repo for repo in api.list_user_repos()}
+    assert len(NOISE) < kept["alice/second"].storage < len(NOISE) + 10_000
+    assert kept["alice/second"].visibility == "private"
+    with pytest.raises(HfHubHTTPError):
+        list(api.list_user_repos("bob"))
+
+
 def refers_to_chunks_it_sent_before() -> None:
     """Played twice: the client's home has a list of what it sent, and its second upload relies on it."""
     repo_id = api.create_repo("again", exist_ok=True).repo_id

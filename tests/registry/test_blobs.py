@@ -104,3 +104,43 @@ def _files(root: Path) -> list[Path]:
 
 def _names(root: Path) -> set[str]:
     return {path.parent.name + path.name for path in _files(root) if path.parent.name != "drafts"}
+
+
+def test_the_names_of_all_files_and_nothing_else(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    digests = [store.put(text) for text in (b"one", b"two", b"three")]
+    (tmp_path / "stray.txt").write_bytes(b"not ours")
+    (tmp_path / digests[0][:2] / "stray").write_bytes(b"not ours")
+    with store.draft() as draft:
+        draft.write(b"not yet")
+        assert list(store.digests()) == sorted(digests)
+        assert list(store.drafts()) == [draft.path]
+
+
+def test_touching_makes_young_and_never_makes(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    path = store.path(store.put(b"old"))
+    os.utime(path, (0, 0))
+    store.touch(path.parent.name + path.name)
+    assert path.stat().st_mtime > 1e9
+    store.touch("0" * 64)
+    assert store.size("0" * 64) is None
+
+
+def test_what_somebody_else_wrote_into_a_draft(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    with store.draft() as draft:
+        draft.path.write_bytes(b"from elsewhere")
+        assert draft.read_back() == hashlib.sha256(b"from elsewhere").hexdigest()
+        assert draft.size_bytes == 14
+        draft.publish(draft.sha256)
+    assert store.path(draft.sha256).read_bytes() == b"from elsewhere"
+
+
+def test_a_draft_that_was_taken_away_is_no_fault_of_ours(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    with store.draft() as draft:
+        draft.write(b"slow")
+        draft.path.unlink()
+        with pytest.raises(InputError, match="took too long"):
+            draft.publish(draft.sha256)

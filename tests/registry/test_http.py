@@ -77,7 +77,9 @@ def test_a_file_and_its_ranges(alice: httpx.Client, nobody: httpx.Client) -> Non
         assert (part.status_code, part.content) == (206, CONTENT[first : last + 1])
         assert part.headers["content-range"] == f"bytes {first}-{last}/10240"
         assert part.headers["etag"] == head.headers["etag"]
-    assert nobody.get(address, headers={"Range": "bytes=10240-"}).status_code == 416
+    past = nobody.get(address, headers={"Range": "bytes=10240-"})
+    assert (past.status_code, past.headers["content-range"]) == (416, "bytes */10240")
+    assert "after the end" in past.headers["x-error-message"]
     assert nobody.get(address, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
     assert (
         nobody.get(f"/{repo_id}/resolve/main/note.txt").headers["content-type"] == "text/plain; charset=utf-8"
@@ -128,6 +130,13 @@ def test_not_found_says_what(alice: httpx.Client) -> None:
         assert answer.headers["x-error-message"] == answer.json()["error"]
         if code == "EntryNotFound":
             assert answer.headers["x-repo-commit"] == sha
+
+
+def test_every_answer_has_a_name_of_its_own(alice: httpx.Client) -> None:
+    repo_id = make(alice, "named", {"x": b"x"})
+    addresses = ("/healthz", f"/{repo_id}/resolve/main/x", f"/{repo_id}/resolve/main/gone", "/nowhere/at/all")
+    names = [alice.get(address).headers["x-request-id"] for address in addresses]
+    assert len(set(names)) == len(addresses)
 
 
 @pytest.mark.parametrize("header", ["Bearer wrong", "Bearer hubctl_x\xe9", "Basic !!!", "Digest x", "Bearer"])
@@ -324,10 +333,20 @@ BAD_REQUESTS: list[tuple[str, str, object]] = [
     ("DELETE", f"{BAD}/tag/gone", b""),
     ("POST", f"{BAD}/tag/main", {"tag": "a b"}),
     ("PUT", f"{BAD}/settings", {"gated": "auto"}),
+    ("PUT", f"{BAD}/settings", {"private": "yes"}),
     ("POST", "/alice/bad.git/info/lfs/objects/batch", {"operation": "download", "objects": []}),
     ("POST", "/alice/bad.git/info/lfs/objects/batch", {"operation": "upload", "objects": {}}),
     ("POST", "/alice/bad.git/info/lfs/verify", {"oid": "x", "size": 1}),
     ("PUT", "/lfs/x.y", b""),
+    ("PUT", "/lfs/x.y/part/1", b""),
+    ("POST", "/lfs/x.y/complete", {"oid": "x", "parts": []}),
+    ("POST", f"{BAD}/duplicate", {"repository": "x"}),
+    ("GET", "/api/organizations/none/settings/repositories", b""),
+    ("POST", f"{BAD}/super-squash/gone", {"message": "x"}),
+    ("POST", f"{BAD}/super-squash/main", {"message": 3}),
+    ("POST", f"{BAD}/lfs-files/batch", {"deletions": []}),
+    ("POST", f"{BAD}/lfs-files/batch", {"deletions": {"sha": ["x"], "rewriteHistory": True}}),
+    ("POST", f"{BAD}/lfs-files/batch", {"deletions": {"sha": []}}),
     ("PUT", "/lfs/%ff.%ff", b""),
     ("POST", "/xet/e/alice/v1/xorbs/default/x", b""),
     ("POST", "/xet/e/alice/v1/shards", b""),
@@ -350,9 +369,11 @@ def test_bad_requests_are_the_callers_fault(
 def test_bad_objects_are_refused_one_by_one(alice: httpx.Client) -> None:
     repo_id = make(alice, "objects")
     good = {"oid": "0" * 64, "size": 1}
-    entries = batch(alice, repo_id, good, {"oid": "../x", "size": 1}, {"oid": "0" * 64}, 3)
-    assert ["actions" in entry for entry in entries] == [True, False, False, False]
-    assert [entry.get("error", {}).get("code") for entry in entries] == [None, 400, 400, 400]
+    huge = {"oid": "0" * 64, "size": 2**49}
+    entries = batch(alice, repo_id, good, {"oid": "../x", "size": 1}, {"oid": "0" * 64}, 3, huge)
+    assert ["actions" in entry for entry in entries] == [True, False, False, False, False]
+    assert [entry.get("error", {}).get("code") for entry in entries] == [None, 400, 400, 400, 400]
+    assert "does not fit" in entries[-1]["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -376,6 +397,22 @@ def test_which_files_are_large(alice: httpx.Client, path: str, size: int, sample
     entry = {"path": path, "size": size, "sample": base64.b64encode(sample).decode()}
     answer = alice.post("/api/models/alice/modes/preupload/main", json={"files": [entry]})
     assert answer.json() == {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False}]}
+
+
+def test_commits_come_page_by_page(alice: httpx.Client) -> None:
+    repo_id = make(alice, "log", {"a": b"1"})
+    for number in range(4):
+        commit(alice, repo_id, put("a", str(number).encode())).raise_for_status()
+    whole = [entry["id"] for entry in alice.get(f"/api/models/{repo_id}/commits/main").json()]
+    assert len(whole) == 6
+    for limit in (0, 2, 5):
+        url: str | None = f"/api/models/{repo_id}/commits/main?limit={limit}"
+        found = []
+        while url:
+            answer = alice.get(url)
+            found += [entry["id"] for entry in answer.json()]
+            url = answer.links.get("next", {}).get("url")
+        assert found == whole
 
 
 def test_listing_goes_on_where_it_stopped(alice: httpx.Client) -> None:

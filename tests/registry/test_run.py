@@ -15,7 +15,7 @@ import pytest
 
 from hubctl.errors import AccessError, InputError
 from hubctl.registry.auth import Signer, bearer_token, create_token
-from tests.registry.test_http import make
+from tests.registry.test_http import batch, commit, make, put
 from tests.registry_server import RegistryServer
 
 
@@ -97,6 +97,20 @@ def test_everything_is_there_after_a_kill(tmp_path: Path) -> None:
     with RegistryServer(tmp_path) as registry:
         answer = httpx.get(f"{registry.endpoint}/{repo_id}/resolve/main/x.txt", trust_env=False)
         assert answer.content == b"kept"
+        assert not list((tmp_path / "blobs" / "drafts").iterdir())
+
+
+def test_a_full_disk_is_said_and_survived(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path) as registry:
+        headers = {"Authorization": f"Bearer {registry.token('alice')}"}
+        with httpx.Client(base_url=registry.endpoint, headers=headers, trust_env=False) as alice:
+            repo_id = make(alice, "full", {"x.txt": b"kept"})
+            size = 40_000_000
+            (entry,) = batch(alice, repo_id, {"oid": "0" * 64, "size": size})
+            registry.limit_files(16_000_000)
+            answer = httpx.put(entry["actions"]["upload"]["href"], content=bytes(size), trust_env=False)
+            assert (answer.status_code, answer.headers["x-error-code"]) == (413, "StorageFull")
+            assert commit(alice, repo_id, put("y.txt", b"small")).status_code == 200
         assert not list((tmp_path / "blobs" / "drafts").iterdir())
 
 

@@ -22,12 +22,20 @@ SCENARIOS = (
     "ignores_what_gitignore_says",
     "sends_large_files_without_xet",
     "follows_pages",
+    "makes_histories_smaller",
+    "duplicates_and_counts",
 )
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_stock_client(scenario: str, registry: RegistryServer, tmp_path: Path) -> None:
     play(scenario, registry, tmp_path)
+
+
+def test_large_files_in_parts(tmp_path: Path) -> None:
+    with RegistryServer(tmp_path / "root", "--part-size", "1MB") as registry:
+        play("sends_large_files_in_parts", registry, tmp_path)
+        assert not list((registry.root / "blobs" / "drafts").iterdir())
 
 
 def test_chunks_sent_before_are_not_sent_again(registry: RegistryServer, tmp_path: Path) -> None:
@@ -69,6 +77,8 @@ def test_hf_command_line(registry: RegistryServer, tmp_path: Path) -> None:
     assert "carol" in hf("auth", "whoami")
     hf("upload", "carol/lora", "lora")
     hf("repos", "tag", "create", "carol/lora", "v1")
+    assert "carol/lora" in hf("repos", "list", "--quiet")
+    hf("repos", "duplicate", "carol/lora", "carol/copy")
     assert "carol/lora" in hf("models", "list", "--author", "carol", "--quiet")
     hf("download", "carol/lora", "--revision", "v1", "--local-dir", "back")
     assert (tmp_path / "back" / "w.safetensors").read_bytes() == bytes(range(256)) * 5000

@@ -1,0 +1,45 @@
+"""Options that several commands share: a registry's folder; sizes and times as people type them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+class _Amount(click.ParamType[int]):
+    """A number with a unit, read into an integer of the smallest unit."""
+
+    def __init__(self, name: str, units: dict[str, int], example: str) -> None:
+        self.name = name
+        self._units = units
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read `value`; a number that was read already (a default) stays."""
+        if isinstance(value, int):
+            return value
+        match = _AMOUNT.fullmatch(str(value).strip())
+        factor = self._units.get(match[2].lower()) if match else None
+        if match is None or factor is None:
+            known = ", ".join(unit for unit in self._units if unit)
+            self.fail(f"{value!r} is no {self.name}; write it like {self._example} ({known})", param, ctx)
+        return int(float(match[1]) * factor)
+
+
+SIZE = _Amount("size", {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}, "64MB")
+"""Bytes."""
+SPAN = _Amount("time span", {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}, "30d")
+"""Seconds; a bare number is refused, as nobody could tell what it means."""
+
+root_option = click.option(
+    "--root",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the registry.",
+)
+"""Passed as `root: Path`."""

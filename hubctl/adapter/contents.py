@@ -1,0 +1,126 @@
+"""An adapter in memory: its layers and heads, whatever dialect it was saved in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hubctl.adapter.header import Header, non_finite, read_header
+from hubctl.adapter.kohya import is_kohya, read_kohya
+from hubctl.adapter.layers import Layer, Whole
+from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_DIFFUSERS, WEIGHTS_PEFT, read_layout
+from hubctl.adapter.tensors import Tensor, read_tensors
+from hubctl.errors import AdapterError, InputError, NotFoundError
+
+Dialect = Literal["diffusers", "peft", "kohya"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """Everything that an adapter's weights say."""
+
+    dialect: Dialect
+    layers: tuple[Layer, ...]
+    """Sorted by component and module."""
+    heads: tuple[Whole, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The free-form part of the weights file's header."""
+    config: Mapping[str, Any] | None = None
+    """adapter_config.json, where the dialect has it."""
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The parts of a pipeline that it changes, sorted; `model` is a whole transformers model."""
+        named = {layer.component for layer in self.layers} | ({"model"} if self.heads else set())
+        return tuple(sorted(named))
+
+
+def read_adapter(path: Path, component: str | None = None) -> Adapter:
+    """Read the adapter in the folder or weights file `path` into memory.
+
+    Args:
+        path: A folder, a weights file, or a folder of peft folders named by the component.
+        component: What of a pipeline a peft folder is for, where the folder does not say.
+
+    Raises:
+        NotFoundError: there is nothing at `path`.
+        AdapterError: it is no adapter, one of a kind that is not LoRA (named), or holds NaN.
+    """
+    if not path.exists():
+        raise NotFoundError(f"no folder or file {path}", hint="name an adapter's folder or weights file")
+    if parts := _peft_parts(path):
+        return _joined([read_adapter(part, part.name) for part in parts])
+    weights = _only_file(path)
+    if weights is not None and is_kohya(header := read_header(weights)):
+        layers = read_kohya(_finite_tensors(weights, header), weights.name)
+        return Adapter(dialect="kohya", layers=layers, metadata=header.metadata)
+    layout = read_layout(path)
+    tensors = _finite_tensors(layout.weights_file, layout.header)
+    layers = tuple(
+        Layer(
+            component=_place(m.component, component),
+            module=m.module,
+            a=tensors[m.a_key],
+            b=tensors[m.b_key],
+            alpha=m.alpha,
+            rslora=not math.isclose(m.scale * m.rank, m.alpha),
+            embedding=m.embedding,
+            magnitude=tensors[m.magnitude_key] if m.magnitude_key else None,
+        )
+        for m in layout.modules
+    )
+    heads = tuple(Whole(module=h.module, name=h.name, tensor=tensors[h.key]) for h in layout.heads)
+    return Adapter(
+        dialect=layout.dialect,
+        layers=tuple(sorted(layers, key=lambda layer: layer.where)),
+        heads=heads,
+        metadata=layout.header.metadata,
+        config=layout.peft_config,
+    )
+
+
+def _finite_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    if bad := non_finite(path, header):
+        raise AdapterError(
+            f"{path.name} holds NaN or infinity, in '{bad[0]}' first", hint="take an earlier checkpoint"
+        )
+    return read_tensors(path, header)
+
+
+def _place(found: str, asked: str | None) -> str:
+    if asked is None or found == asked:
+        return found
+    if found != "model":
+        raise InputError(f"the adapter is for '{found}', not for '{asked}'", hint="leave --component out")
+    return asked
+
+
+def _only_file(path: Path) -> Path | None:
+    """The weights file whose dialect only its keys can tell."""
+    if path.is_file():
+        return None if path.name == WEIGHTS_PEFT else path
+    if any((path / name).is_file() for name in (WEIGHTS_DIFFUSERS, WEIGHTS_PEFT)):
+        return None
+    files = sorted(path.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else None
+
+
+def _peft_parts(path: Path) -> list[Path]:
+    """Subfolders that are peft's, in a folder without weights of its own."""
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return []
+    return sorted(part.parent for part in path.glob(f"*/{CONFIG_PEFT}"))
+
+
+def _joined(parts: list[Adapter]) -> Adapter:
+    if any(part.heads for part in parts):
+        raise AdapterError("a head is saved for one component of several", hint="name one of the subfolders")
+    layers = (layer for part in parts for layer in part.layers)
+    return Adapter(
+        dialect="peft",
+        layers=tuple(sorted(layers, key=lambda layer: layer.where)),
+        config=parts[0].config,
+    )

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hubctl.adapter.header import Header, non_finite, read_header
+from hubctl.adapter.header import read_header
 from hubctl.adapter.kohya import is_kohya, read_kohya
 from hubctl.adapter.layers import Layer, Whole
 from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_DIFFUSERS, WEIGHTS_PEFT, read_layout
-from hubctl.adapter.tensors import Tensor, read_tensors
+from hubctl.adapter.tensors import read_tensors
 from hubctl.errors import AdapterError, InputError, NotFoundError
 
 Dialect = Literal["diffusers", "peft", "kohya"]
@@ -47,7 +47,7 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
 
     Raises:
         NotFoundError: there is nothing at `path`.
-        AdapterError: it is no adapter, one of a kind that is not LoRA (named), or holds NaN.
+        AdapterError: it is no adapter, or one of a kind that is not LoRA (named).
     """
     if not path.exists():
         raise NotFoundError(f"no folder or file {path}", hint="name an adapter's folder or weights file")
@@ -55,10 +55,10 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
         return _joined([read_adapter(part, part.name) for part in parts])
     weights = _only_file(path)
     if weights is not None and is_kohya(header := read_header(weights)):
-        layers = read_kohya(_finite_tensors(weights, header), weights.name)
+        layers = read_kohya(read_tensors(weights, header), weights.name)
         return Adapter(dialect="kohya", layers=layers, metadata=header.metadata)
     layout = read_layout(path)
-    tensors = _finite_tensors(layout.weights_file, layout.header)
+    tensors = read_tensors(layout.weights_file, layout.header)
     layers = tuple(
         Layer(
             component=_place(m.component, component),
@@ -80,14 +80,6 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
         metadata=layout.header.metadata,
         config=layout.peft_config,
     )
-
-
-def _finite_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    if bad := non_finite(path, header):
-        raise AdapterError(
-            f"{path.name} holds NaN or infinity, in '{bad[0]}' first", hint="take an earlier checkpoint"
-        )
-    return read_tensors(path, header)
 
 
 def _place(found: str, asked: str | None) -> str:

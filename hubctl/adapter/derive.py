@@ -10,6 +10,7 @@ import hubctl
 from hubctl.adapter.card import CARD, Card, render_card
 from hubctl.adapter.contents import Adapter, Dialect, read_adapter
 from hubctl.adapter.gate import gate
+from hubctl.adapter.header import non_finite, read_header
 from hubctl.adapter.merge import Method, merge
 from hubctl.adapter.package import (
     MANIFEST,
@@ -23,7 +24,7 @@ from hubctl.adapter.package import (
 from hubctl.adapter.papers import base_named, carry_papers, note_change
 from hubctl.adapter.resize import Loss, losses, resize
 from hubctl.adapter.save import Spelling, save_adapter
-from hubctl.errors import AdapterMismatchError
+from hubctl.errors import AdapterError, AdapterMismatchError
 from hubctl.families import Task
 
 
@@ -81,8 +82,8 @@ def resized(
         note_change(
             folder,
             "Resized",
-            f"Cut to rank {rank} with hubctl {hubctl.__version__}: ΔW differs by {total.relative:.2%} from that of "
-            f"the adapter it was made from, which all figures above are of.{dora}",
+            f"Cut to rank {rank} with hubctl {hubctl.__version__}: ΔW differs by {total.relative:.2%} from "
+            f"that of the adapter it was made from, which all figures above are of.{dora}",
             {"resized": {"rank": rank, "relative_error": round(total.relative, 6)}},
         )
         _gate(folder, after, before.dialect)
@@ -129,9 +130,11 @@ def merged(
 
 
 def _gate(folder: Path, adapter: Adapter, dialect: Dialect) -> None:
-    """Judge what was written as any other adapter; hubctl's own gate takes kohya's files from nobody."""
+    """Judge what was written as any other adapter; the gate itself takes no kohya files, from nobody."""
     if dialect == "kohya":
-        read_adapter(folder)
+        (weights,) = folder.glob("*.safetensors")
+        if bad := non_finite(weights, read_header(weights)):
+            raise AdapterError(f"'{bad[0]}' holds NaN or infinity", hint="take an earlier checkpoint")
     elif dialect == "peft" and len(adapter.components) > 1:
         for component in adapter.components:
             gate(folder / component, None)

@@ -106,7 +106,7 @@ def _parts(adapter: Adapter) -> dict[str, Layer | Whole]:
 
 def _factors(part: Layer | Whole | None) -> Factors | None:
     if isinstance(part, Whole):
-        return single(to_array(part.tensor))
+        return single(to_array(part.tensor, part.name))
     return None if part is None else factors(part)
 
 

@@ -22,7 +22,7 @@ _TOKEN = re.compile("|".join(sorted(_WORDS, key=len, reverse=True)) + "|[a-z0-9]
 
 _ROOTS = re.compile(
     r"(down_blocks|up_blocks)\.\d+\.|mid_block\.|conv_(in|out)$|(time|add|class)_embedding\.|encoder_hid_proj"
-    r"|text_model\.|text_projection$"
+    r"|text_model\.(encoder\.layers\.\d+|embeddings)\.|text_projection$"
 )
 """How the paths begin that the two models have."""
 

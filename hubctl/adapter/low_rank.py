@@ -39,8 +39,8 @@ class Factors:
 
 def factors(layer: Layer, *, scaled: bool = True) -> Factors:
     """The layer's matrices, with its scale unless `scaled` is false."""
-    a = to_array(layer.a).reshape(layer.rank, -1)
-    b = to_array(layer.b).reshape(-1, layer.rank)
+    a = to_array(layer.a, layer.where).reshape(layer.rank, -1)
+    b = to_array(layer.b, layer.where).reshape(-1, layer.rank)
     return Factors(a, b * layer.scale if scaled else b)
 
 

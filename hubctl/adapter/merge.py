@@ -1,8 +1,8 @@
 """One adapter from several, as peft's `add_weighted_adapter` makes it, from the factors alone.
 
-`cat` puts the matrices one below the other: exact, and of the sum of the ranks. `svd` is the nearest to that of
-a chosen rank; peft writes ΔW out for it, here it is `cat` and a truncation. `linear` adds A to A and B to B,
-which is no sum of the ΔW but has their rank. Shapes as in `hubctl.adapter.low_rank`.
+`cat` puts the matrices one below the other: exact, and of the sum of the ranks. `svd` is the nearest to that
+of a chosen rank; peft writes ΔW out for it, here it is `cat` and a truncation. `linear` adds A to A and B to
+B, which is no sum of the ΔW but has their rank. Shapes as in `hubctl.adapter.low_rank`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def losses(before: Adapter, after: Adapter) -> tuple[list[Loss], Loss]:
 
 def group(layer: Layer) -> str:
     """The block that a layer is in: its path as far as the first number, or its first word."""
-    found = re.match(r".*?\.\d+(?=\.)", layer.module)
+    found = re.match(r"(mid_block|.*?\.\d+)(?=\.)", layer.module)
     return f"{layer.component}.{found[0] if found else layer.module.partition('.')[0]}"
 
 

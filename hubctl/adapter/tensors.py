@@ -100,11 +100,12 @@ def number(tensor: Tensor) -> float:
     return float(struct.unpack(form, tensor.data)[0])
 
 
-def to_array(tensor: Tensor) -> Array:
-    """The numbers of `tensor` in float64, in its shape.
+def to_array(tensor: Tensor, where: str = "a tensor") -> Array:
+    """The numbers of `tensor`, which errors call `where`, in float64 and in its shape.
 
     Raises:
-        AdapterError: they are neither floats of 16 bits or more nor integers.
+        AdapterError: there is NaN or infinity among them, or they are neither floats of 16 bits or more
+            nor integers.
     """
     import numpy as np
 
@@ -115,9 +116,11 @@ def to_array(tensor: Tensor) -> Array:
         values = np.frombuffer(tensor.data, plain[tensor.dtype])
     else:
         raise AdapterError(
-            f"hubctl does not compute with numbers of type {tensor.dtype}",
+            f"'{where}' has numbers of type {tensor.dtype}, with which hubctl does not compute",
             hint="save the adapter in float32, float16 or bfloat16",
         )
+    if not np.isfinite(values).all():
+        raise AdapterError(f"'{where}' holds NaN or infinity", hint="take an earlier checkpoint")
     return values.astype(np.float64).reshape(tensor.shape)
 
 

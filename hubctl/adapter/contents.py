@@ -12,8 +12,12 @@ from hubctl.adapter.header import read_header
 from hubctl.adapter.kohya import is_kohya, read_kohya
 from hubctl.adapter.layers import Layer, Whole
 from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_DIFFUSERS, WEIGHTS_PEFT, read_layout
+from hubctl.adapter.names import current_name, renames
 from hubctl.adapter.tensors import read_tensors
-from hubctl.errors import AdapterError, InputError, NotFoundError
+from hubctl.errors import AdapterError, NotFoundError
+
+PARTS = ("text_encoder", "text_encoder_2", "transformer", "unet")
+"""The parts of pipelines that LoRA changes."""
 
 Dialect = Literal["diffusers", "peft", "kohya"]
 
@@ -43,7 +47,7 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
 
     Args:
         path: A folder, a weights file, or a folder of peft folders named by the component.
-        component: What of a pipeline a peft folder is for, where the folder does not say.
+        component: What of a pipeline it is for, if it is peft's, which need not say so.
 
     Raises:
         NotFoundError: there is nothing at `path`.
@@ -59,10 +63,14 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
         return Adapter(dialect="kohya", layers=layers, metadata=header.metadata)
     layout = read_layout(path)
     tensors = read_tensors(layout.weights_file, layout.header)
+
+    def place(stated: str) -> str:
+        return component if component and layout.dialect == "peft" else stated
+
     layers = tuple(
         Layer(
-            component=_place(m.component, component),
-            module=m.module,
+            component=place(m.component),
+            module=current_name(m.module, renames(place(m.component), ())),
             a=tensors[m.a_key],
             b=tensors[m.b_key],
             alpha=m.alpha,
@@ -82,14 +90,6 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
     )
 
 
-def _place(found: str, asked: str | None) -> str:
-    if asked is None or found == asked:
-        return found
-    if found != "model":
-        raise InputError(f"the adapter is for '{found}', not for '{asked}'", hint="leave --component out")
-    return asked
-
-
 def _only_file(path: Path) -> Path | None:
     """The weights file whose dialect only its keys can tell."""
     if path.is_file():
@@ -101,10 +101,10 @@ def _only_file(path: Path) -> Path | None:
 
 
 def _peft_parts(path: Path) -> list[Path]:
-    """Subfolders that are peft's, in a folder without weights of its own."""
+    """Subfolders that are peft's and named as parts of a pipeline, in a folder without weights itself."""
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return []
-    return sorted(part.parent for part in path.glob(f"*/{CONFIG_PEFT}"))
+    return [path / name for name in PARTS if (path / name / CONFIG_PEFT).is_file()]
 
 
 def _joined(parts: list[Adapter]) -> Adapter:
@@ -114,5 +114,5 @@ def _joined(parts: list[Adapter]) -> Adapter:
     return Adapter(
         dialect="peft",
         layers=tuple(sorted(layers, key=lambda layer: layer.where)),
-        config=parts[0].config,
+        config={k: v for k, v in (parts[0].config or {}).items() if k != "auto_mapping"},
     )

@@ -33,7 +33,7 @@ class Share:
     """One adapter of several that are merged."""
 
     name: str
-    """As the user called it."""
+    """What the card calls it."""
     path: Path
     weight: float
 
@@ -153,15 +153,14 @@ def _write_papers(
     first = next((manifest for manifest in manifests if manifest), None)
     identity = first.base if first and first.base.id == base else BaseIdentity(id=base)
     task: Task = "image-segmentation" if adapter.components == ("model",) else "text-to-image"
-    parts = {share.name: share.weight for share in shares}
     manifest = Manifest(
         task=first.task if first else task,
         base=identity,
-        settings={"merged": parts, "method": method},
+        settings={"merged": [[share.name, share.weight] for share in shares], "method": method},
         versions={"hubctl": hubctl.__version__},
     )
     (folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
-    listed = " + ".join(f"{weight:g} x `{name}`" for name, weight in parts.items())
+    listed = " + ".join(f"{share.weight:g} x `{share.name}`" for share in shares)
     card = Card(
         title=title,
         base_model=base,

@@ -17,7 +17,7 @@ from hubctl.adapter.kohya_names import dotted, flat, to_sgm
 from hubctl.adapter.layers import Layer
 from hubctl.adapter.names import current_name, renames
 from hubctl.adapter.tensors import Tensor, number, scalar
-from hubctl.errors import AdapterError
+from hubctl.errors import AdapterError, InputError
 
 _PREFIXES = {
     "lora_unet_": "unet",
@@ -64,12 +64,20 @@ def kohya_tensors(layers: Iterable[Layer], *, original: bool = False) -> dict[st
 
     Raises:
         AdapterError: a layer has no place in kohya's form: DoRA, embeddings, other models; it is named.
+        InputError: `original`, but it is no SDXL.
     """
     layers = tuple(layers)
     for layer in layers:
         _refuse_unknown(layer)
+    if original and (width := _text_width(layers)) in (768, 1024):
+        raise InputError(
+            f"its text has {width} features: Stable Diffusion's UNet, which kohya spells as diffusers does",
+            hint="leave --former-names out",
+        )
     components = {layer.component for layer in layers}
-    one_encoder = not components & {"text_encoder_2", "transformer"} and not (original or _is_sdxl(layers))
+    one_encoder = not components & {"text_encoder_2", "transformer"} and not (
+        original or _text_width(layers) == 2048
+    )
     encoders = {"text_encoder": "lora_te_" if one_encoder else "lora_te1_", "text_encoder_2": "lora_te2_"}
     named: dict[str, Layer] = {}
     for layer in layers:
@@ -138,8 +146,9 @@ def _refuse_unknown(layer: Layer) -> None:
         )
 
 
-def _is_sdxl(layers: Iterable[Layer]) -> bool:
-    return any(layer.module.endswith("attn2.to_k") and layer.a.shape[1] == 2048 for layer in layers)
+def _text_width(layers: Iterable[Layer]) -> int | None:
+    """Features of the text that the UNet attends to: 2048 in SDXL."""
+    return next((layer.a.shape[1] for layer in layers if layer.module.endswith("attn2.to_k")), None)
 
 
 def _refuse(key: str, file: str) -> NoReturn:

@@ -47,10 +47,10 @@ def carry_papers(source: Path, folder: Path, *, library: str) -> None:
         shutil.copyfile(path, folder / inner)
     card = folder / CARD
     if card.is_file() and read_card_data(folder):
-        text = card.read_text(encoding="utf-8")
+        text = card.read_text(encoding="utf-8", errors="surrogateescape")
         head, mark, rest = text.partition("\n---")
         head = re.sub(r"(?m)^library_name:.*$", f"library_name: {library}", head)
-        card.write_text(head + mark + rest, encoding="utf-8")
+        card.write_text(head + mark + rest, encoding="utf-8", errors="surrogateescape")
 
 
 def note_change(folder: Path, title: str, text: str, settings: Mapping[str, object]) -> None:
@@ -60,8 +60,8 @@ def note_change(folder: Path, title: str, text: str, settings: Mapping[str, obje
     """
     card = folder / CARD
     if card.is_file():
-        before = card.read_text(encoding="utf-8").rstrip()
-        card.write_text(f"{before}\n\n## {title}\n\n{text}\n", encoding="utf-8")
+        with card.open("a", encoding="utf-8") as file:
+            file.write(f"\n## {title}\n\n{text}\n")
     if manifest := read_manifest(folder):
         changed = dataclasses.replace(manifest, settings={**manifest.settings, **settings}, metrics={})
         (folder / MANIFEST).write_text(manifest_json(changed), encoding="utf-8")

@@ -19,7 +19,7 @@ remote_option = click.option("--remote", metavar="NAME", help="Another registry 
 component_option = click.option(
     "--component",
     type=click.Choice(["unet", "transformer", "text_encoder", "text_encoder_2"]),
-    help="The part of a pipeline that a peft folder is for, where the folder does not say.",
+    help="The part of a pipeline that a peft folder is for, if it does not say.",
 )
 output_option = click.option(
     "-o", "--output", "target", metavar="DIR", type=click.Path(path_type=Path), required=True,
@@ -109,6 +109,7 @@ def convert(
       hubctl convert alice/pets --to peft --former-names -o pets-transformers-4
     """
     from hubctl.adapter.derive import convert as write
+    from hubctl.adapter.papers import base_named
 
     adapter = write(
         locate(source, remote),
@@ -132,7 +133,7 @@ def convert(
         quiet="path",
     )
     if dialect != "kohya":
-        output.note(f"  next: hubctl check {target}")
+        output.note(f"  next: hubctl check {target}{'' if base_named(target) else ' --base BASE'}")
 
 
 @click.command()
@@ -177,7 +178,11 @@ def merge(
     shares = _weights(weights, len(sources))
     paths = [locate(source, remote) for source in sources]
     made = merged(
-        [Share(name=n, path=p, weight=w) for n, p, w in zip(sources, paths, shares, strict=True)],
+        [
+            # Cards are for others: a folder is named, not where it lies.
+            Share(name=path.resolve().name if Path(source).exists() else source, path=path, weight=weight)
+            for source, path, weight in zip(sources, paths, shares, strict=True)
+        ],
         target,
         method,
         rank=rank,

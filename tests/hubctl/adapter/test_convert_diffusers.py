@@ -18,9 +18,11 @@ from hubctl.adapter.derive import convert
 from hubctl.adapter.diff import diff
 from hubctl.adapter.header import read_header
 from hubctl.adapter.layers import Layer
-from hubctl.adapter.layout import WEIGHTS_DIFFUSERS
+from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, read_layout
 from hubctl.adapter.save import Spelling
 from hubctl.adapter.tensors import scalar, write_tensors
+from serve.engine.host_rows import read_rows
+from serve.engine.row_pool import RowPool
 from tests.hubctl.adapter.random_lora import dense, layer, write
 from tests.serve import tiny
 from tests.serve.tiny_pipelines import write_pipeline
@@ -99,6 +101,17 @@ def test_peft_computes_what_diffusers_computes(base: Path, adapter: Path, tmp_pa
         model = PeftModel.from_pretrained(getattr(pipeline, folder.name), folder)
         found |= {f"{folder.name}.{name}": delta for name, delta in effect(model.base_model.model).items()}
     assert_same(found, expected)
+
+
+def test_a_peft_folder_of_a_unet_is_served_as_the_other(tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base", "sd1")
+    source = tiny.write_lora(tmp_path / "source", base, seed=1, alpha=2)
+    convert(source, tmp_path / "peft", "peft")
+    pool = RowPool({"unet": tiny.load_pipeline(base).unet}, 8)
+    one, two = (read_rows(read_layout(folder), pool) for folder in (source, tmp_path / "peft"))
+    assert one.layers == two.layers
+    assert torch.equal(one.a, two.a)
+    assert torch.equal(one.b, two.b)
 
 
 def test_sdxl_in_stability_s_spelling(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+from hubctl.adapter.contents import read_adapter
 from hubctl.adapter.derive import convert, resized
 from hubctl.adapter.diff import diff
 from hubctl.adapter.former_names import former_name
 from hubctl.adapter.gate import gate
 from hubctl.adapter.header import read_header
 from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_PEFT
+from hubctl.adapter.tensors import read_tensors, write_tensors
 from hubctl.errors import AdapterError
+from tests.hubctl.adapter.random_lora import layer, write
 from tests.serve import tiny
 
 TARGETS = ["q_proj", "v_proj", "sequence_reduction.sequence_reduction", "fc1", "linear_projections.0.proj"]
@@ -114,8 +117,21 @@ def test_a_peft_adapter_of_a_unet_says_so_or_is_told(tmp_path: Path) -> None:
         convert(tmp_path / "peft", tmp_path / "out", "diffusers")
     assert "--component unet" in str(refused.value.hint)
     convert(tmp_path / "peft", tmp_path / "out", "diffusers", component="unet")
-    (layer,) = gate(tmp_path / "out", None).modules
-    assert (layer.component, layer.module, layer.alpha) == ("unet", "conv_in", 3)
+    (found,) = gate(tmp_path / "out", None).modules
+    assert (found.component, found.module, found.alpha) == ("unet", "conv_in", 3)
     convert(tmp_path / "out", tmp_path / "again", "peft")
-    (layer,) = gate(tmp_path / "again", None).modules
-    assert layer.component == "unet"
+    (found,) = gate(tmp_path / "again", None).modules
+    assert found.component == "unet"
+
+
+def test_clip_as_transformers_4_had_it(tmp_path: Path) -> None:
+    one = layer("encoder.layers.0.self_attn.q_proj", component="text_encoder", alpha=3)
+    former = write(tmp_path / "former", one, dialect="peft", spelling="former")
+    (key, *_) = read_header(former / WEIGHTS_PEFT).tensors
+    assert key.startswith("base_model.model.text_model.encoder.layers.0.self_attn.q_proj")
+    assert read_adapter(former).layers == (one,)
+    tensors = read_tensors(former / WEIGHTS_PEFT, read_header(former / WEIGHTS_PEFT))
+    write_tensors(former / WEIGHTS_PEFT, tensors, {})  # as peft leaves it, without a word on the component
+    tiny.rewrite_config(former, CONFIG_PEFT, auto_mapping=None)
+    assert read_adapter(former).components == ("model",)
+    assert read_adapter(former, "text_encoder").layers == (one,)

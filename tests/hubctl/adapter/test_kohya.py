@@ -16,7 +16,7 @@ from hubctl.adapter.header import read_header
 from hubctl.adapter.kohya_names import dotted, flat, to_sgm
 from hubctl.adapter.layers import Layer
 from hubctl.adapter.tensors import Tensor, from_array, scalar, to_array, write_tensors
-from hubctl.errors import AdapterError
+from hubctl.errors import AdapterError, InputError
 from tests.hubctl.adapter.random_lora import layer, write
 
 SGM = {  # from the names of SDXL adapters that sd-scripts trained
@@ -170,3 +170,9 @@ def test_encoders_have_the_prefixes_of_their_pipeline(tmp_path: Path) -> None:
         assert f"{prefix}text_model_encoder_layers_0_mlp_fc1.alpha" in header.tensors
         assert header.metadata["ss_network_module"] == "networks.lora"
         assert header.metadata["ss_network_dim"] == header.metadata["ss_network_alpha"] == "4"
+
+
+def test_stability_s_names_are_sdxl_s_alone(tmp_path: Path) -> None:
+    of_sd1 = layer("mid_block.attentions.0.transformer_blocks.0.attn2.to_k", inside=(768,))
+    with pytest.raises(InputError, match="its text has 768 features"):
+        write(tmp_path / "x", of_sd1, dialect="kohya", spelling="former")

@@ -72,7 +72,7 @@ def test_the_papers_come_along_and_say_so(tmp_path: Path) -> None:
         "samples/sample-1.png",
     }
     card = found["README.md"].decode()
-    assert card.startswith((source / "README.md").read_text().rstrip())
+    assert card.startswith((source / "README.md").read_text())
     assert "## Resized\n\nCut to rank 2 with hubctl" in card
     manifest = json.loads(found["hubctl.json"])
     assert manifest["base"]["id"] == "alice/base"

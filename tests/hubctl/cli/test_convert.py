@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.adapters import write_adapter, write_base
 from tests.cli import run_cli
+
+if TYPE_CHECKING:
+    from tests.registry_server import RegistryServer
 
 
 @pytest.fixture
@@ -31,6 +35,20 @@ def test_diff_says_what_changed(pair: tuple[Path, Path]) -> None:
     lost = run_cli("diff", pair[0], "nothing")
     assert lost.code == 3
     assert "name a folder, a weights file, or OWNER/NAME" in lost.err
+
+
+def test_names_on_a_registry_are_compared_too(registry: RegistryServer, tmp_path: Path) -> None:
+    token = registry.token("differ")
+    added = run_cli("remote", "add", "local", registry.endpoint, "--use", "--token-stdin", stdin=token + "\n")
+    assert added.code == 0, added.err
+    base = run_cli("push", write_base(tmp_path / "base"), "--kind", "base", "-q").out.strip()
+    local = write_adapter(tmp_path / "mine", base)
+    assert run_cli("push", local, "--repo", "differ/mine").code == 0
+    other = write_adapter(tmp_path / "other", base, seed=2)
+    assert run_cli("diff", "differ/mine", other, "--json").json()["change"] > 0
+    assert run_cli("diff", local, "differ/mine@main", "-q").out == "0.0\n"
+    made = run_cli("convert", "differ/mine", "--to", "kohya", "-o", tmp_path / "kohya")
+    assert made.out == f"{tmp_path / 'kohya'}: 3 layers (unet), diffusers → kohya\n"
 
 
 def test_every_dialect_passes_the_check(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -60,7 +78,7 @@ def test_merge_and_resize(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert run_cli("check", both, "--base", base).code == 0
     card = (both / "README.md").read_text()
     assert f"base_model: {base}" in card
-    assert f"0.7 x `{pair[0]}` + 0.3 x `{pair[1]}`" in card
+    assert "0.7 x `a` + 0.3 x `b`" in card
 
     ran = run_cli("resize", both, "--rank", "2", "-o", tmp_path / "low")
     assert ran.code == 0, ran.err

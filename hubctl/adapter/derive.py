@@ -38,6 +38,21 @@ class Share:
     weight: float
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Resized:
+    """An adapter of lower rank, and what it lost."""
+
+    adapter: Adapter
+    groups: Sequence[Loss]
+    total: Loss
+
+    @property
+    def note(self) -> str:
+        """What the losses do not tell, in a sentence; empty for plain LoRA."""
+        dora = any(layer.magnitude is not None for layer in self.adapter.layers)
+        return "DoRA's magnitudes are the former ones, and not part of this figure." if dora else ""
+
+
 def convert(
     source: Path,
     target: Path,
@@ -65,17 +80,22 @@ def convert(
 
 def resized(
     source: Path, target: Path, rank: int, *, component: str | None = None, overwrite: bool = False
-) -> tuple[list[Loss], Loss]:
+) -> Resized:
     """Write the adapter at `source` to `target` with layers of at most `rank`, in its own dialect.
 
-    Returns what it lost, by groups of layers and in all. Its papers come along and say so.
+    Its papers come along and say what it lost.
+
+    Raises:
+        AdapterError: it has no layers with LoRA, only modules that are saved whole.
     """
     refuse_existing(target, overwrite=overwrite)
     before = read_adapter(source, component)
+    if not before.layers:
+        raise AdapterError(f"{source} has no LoRA layers to resize, only whole modules")
     after = resize(before, rank)
     groups, total = losses(before, after)
+    result = Resized(adapter=after, groups=groups, total=total)
     base = base_named(source, before.config)
-    dora = " Its DoRA magnitudes are the former ones." if before.layers[0].magnitude is not None else ""
     with new_folder(target, overwrite=overwrite) as folder:
         save_adapter(after, folder, before.dialect, name=target.absolute().name, base=base)
         carry_papers(source, folder, library=_library(before.dialect))
@@ -83,11 +103,11 @@ def resized(
             folder,
             "Resized",
             f"Cut to rank {rank} with hubctl {hubctl.__version__}: ΔW differs by {total.relative:.2%} from "
-            f"that of the adapter it was made from, which all figures above are of.{dora}",
+            f"that of the adapter it was made from, which all figures above are of. {result.note}".rstrip(),
             {"resized": {"rank": rank, "relative_error": round(total.relative, 6)}},
         )
         _gate(folder, after, before.dialect)
-    return groups, total
+    return result
 
 
 def merged(

@@ -228,7 +228,8 @@ def resize(
 
     from hubctl.adapter.derive import resized
 
-    groups, total = resized(locate(source, remote), target, rank, component=component, overwrite=overwrite)
+    made = resized(locate(source, remote), target, rank, component=component, overwrite=overwrite)
+    groups, total = made.groups, made.total
     if output.json or output.quiet:
         tables = [{**asdict(loss), "relative": loss.relative} for loss in (total, *groups)]
         output.result({"path": target, "rank": rank, "total": tables[0], "groups": tables[1:]}, quiet="path")
@@ -240,7 +241,7 @@ def resize(
         ],
         {"group": "group", "layers": "layers", "norm": "norm of ΔW", "error": "error"},
     )
-    output.note(f"{target}: rank {rank}, ΔW differs by {total.relative:.2%}")
+    output.note(f"{target}: rank {rank}, ΔW differs by {total.relative:.2%}. {made.note}".rstrip())
 
 
 def locate(text: str, remote: str | None) -> Path:

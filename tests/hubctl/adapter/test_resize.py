@@ -29,7 +29,8 @@ LAYERS = (
 @pytest.mark.parametrize("dialect", ["diffusers", "peft", "kohya"])
 def test_the_error_is_the_one_that_is_said(rank: int, dialect: str, tmp_path: Path) -> None:
     source = write(tmp_path / "source", *LAYERS, dialect=dialect)  # type: ignore[arg-type]
-    groups, total = resized(source, tmp_path / "out", rank)
+    made = resized(source, tmp_path / "out", rank)
+    groups, total = made.groups, made.total
     before, after = read_adapter(source).layers, read_adapter(tmp_path / "out").layers
     pairs = list(zip(before, after, strict=True))
     lost = {old.where: float(np.linalg.norm(dense(new) - dense(old))) for old, new in pairs}
@@ -77,3 +78,13 @@ def test_the_papers_come_along_and_say_so(tmp_path: Path) -> None:
     manifest = json.loads(found["hubctl.json"])
     assert manifest["base"]["id"] == "alice/base"
     assert manifest["settings"]["resized"]["rank"] == 2
+
+
+def test_dora_keeps_its_magnitudes_and_says_so(tmp_path: Path) -> None:
+    magnitude = layer(rank=1, inside=(1,), seed=9).b.reshaped(12)
+    source = write(tmp_path / "source", layer(magnitude=magnitude))
+    made = resized(source, tmp_path / "out", 2)
+    assert "magnitudes are the former ones" in made.note
+    (found,) = read_adapter(tmp_path / "out").layers
+    assert (found.magnitude, found.rank) == (magnitude, 2)
+    assert diff(source, tmp_path / "out").layers[0].magnitude_change == 0

@@ -23,6 +23,8 @@ from hubctl.errors import AdapterError
 WEIGHTS_DIFFUSERS = "pytorch_lora_weights.safetensors"
 WEIGHTS_PEFT = "adapter_model.safetensors"
 CONFIG_PEFT = "adapter_config.json"
+PEFT_COMPONENT = "component"
+"""Metadata of a peft file: the part of a pipeline that it is for, which peft's form has no place for."""
 
 _HUGE = 1e9  # beyond any rank or alpha; NaN and infinity fail the comparison too
 _PEFT_PREFIX = "base_model.model."
@@ -34,6 +36,11 @@ _HALVES = {
     ".lora_magnitude_vector": "M", ".lora_magnitude_vector.weight": "M",
 }  # fmt: skip
 _COMPONENTS = ("unet", "transformer", "text_encoder_2", "text_encoder")
+# What peft writes into `auto_mapping` of a model that it saves.
+_PEFT_CLASSES = {
+    "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder",
+    "CLIPTextModelWithProjection": "text_encoder_2",
+}  # fmt: skip
 _OTHER_KINDS = {
     "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "the attention-processor format of 2023",
     "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "dora_scale": "kohya",
@@ -112,7 +119,8 @@ def read_layout(path: Path) -> AdapterLayout:
     header = read_header(weights)
     if dialect == "peft":
         config = read_config(weights.parent / CONFIG_PEFT)
-        return _layout("peft", weights, header, {"model": config}, config)
+        component = _peft_component(header, config)
+        return _layout("peft", weights, header, {component: config}, config, component)
     raw = header.metadata.get("lora_adapter_metadata")
     flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
     return _layout("diffusers", weights, header, _by_component(flat), None)
@@ -141,11 +149,12 @@ def _layout(
     header: Header,
     configs: dict[str, dict[str, Any]],
     peft_config: dict[str, Any] | None,
+    component: str = "model",
 ) -> AdapterLayout:
     if peft_config is not None:
         _refuse_variants(peft_config)
     saved = _saved_modules(peft_config or {})
-    places = {key: _split(key, dialect) for key in header.tensors}
+    places = {key: _split(key, dialect, component) for key in header.tensors}
     rules = _rules(places.values())
     pairs: dict[tuple[str, str], dict[str, str]] = {}
     heads = []
@@ -188,11 +197,19 @@ def _layout(
     )
 
 
-def _split(key: str, dialect: str) -> tuple[str, str]:
+def _peft_component(header: Header, config: dict[str, Any]) -> str:
+    """What a peft file is for: a component of a pipeline if it says so, else a whole model."""
+    stated = header.metadata.get(PEFT_COMPONENT)
+    mapping = config.get("auto_mapping")
+    model = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return stated if stated in _COMPONENTS else _PEFT_CLASSES.get(str(model), "model")
+
+
+def _split(key: str, dialect: str, whole: str) -> tuple[str, str]:
     if dialect == "peft":
         if not key.startswith(_PEFT_PREFIX):
             _refuse_key(key)
-        return "model", key.removeprefix(_PEFT_PREFIX)
+        return whole, key.removeprefix(_PEFT_PREFIX)
     component, _, name = key.partition(".")
     if component not in _COMPONENTS:
         _refuse_key(key)
@@ -223,8 +240,9 @@ def _module(
         raise AdapterError(f"'{where}' and the adapter's settings do not agree whether it uses DoRA")
     if "M" in halves and math.prod(header.tensors[halves["M"]].shape) != b[0]:
         raise AdapterError(f"'{where}' has another number of magnitudes than outputs")
-    prefix = _PEFT_PREFIX if component == "model" else component + "."
-    as_saved = halves["A"].rpartition(".lora_")[0].removeprefix(prefix)
+    key = halves["A"]
+    prefix = _PEFT_PREFIX if key.startswith(_PEFT_PREFIX) else component + "."
+    as_saved = key.rpartition(".lora_")[0].removeprefix(prefix)
     stated = _setting(config, "rank_pattern", "r", rank, (module, as_saved))
     if stated != rank:
         raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated:g}")

@@ -12,6 +12,7 @@ import click
 import hubctl
 from hubctl import settings
 from hubctl.cli.bench import bench
+from hubctl.cli.convert import convert, diff, merge, resize
 from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
@@ -51,7 +52,14 @@ INTERRUPTED = 130
 PACKAGES = {"train": "train", "serve": "serve", "bench": "serve"}
 """Commands that import a top-level package with a name that a user's own script may bear as well."""
 
-EXTRAS = {"train": "train", "serve": "serve", "registry": "registry", "demo": "all", "bench": "all"}
+EXTRAS = {
+    "train": "train",
+    "serve": "serve",
+    "registry": "registry",
+    "demo": "all",
+    "bench": "all",
+    **dict.fromkeys(("diff", "merge", "resize"), "convert"),
+}
 """What to install for a command whose libraries are missing."""
 
 
@@ -151,8 +159,8 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, push, pull, list_, show, remove, inspect, check, serve, generate, segment,
-    login, whoami, remote, registry, bench, doctor, completion,
+    demo, train, push, pull, list_, show, remove, inspect, check, diff, convert, merge, resize,
+    serve, generate, segment, login, whoami, remote, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

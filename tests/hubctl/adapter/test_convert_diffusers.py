@@ -1,0 +1,229 @@
+"""Adapters of pipelines in three dialects: what diffusers and peft load from each is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from hubctl.adapter.contents import Dialect
+from hubctl.adapter.derive import convert
+from hubctl.adapter.diff import diff
+from hubctl.adapter.header import read_header
+from hubctl.adapter.layers import Layer
+from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, read_layout
+from hubctl.adapter.save import Spelling
+from hubctl.adapter.tensors import scalar, write_tensors
+from serve.engine.host_rows import read_rows
+from serve.engine.row_pool import RowPool
+from tests.hubctl.adapter.random_lora import dense, layer, write
+from tests.serve import tiny
+from tests.serve.tiny_pipelines import write_pipeline
+
+# With out_proj: without it diffusers 0.42 does not know a text encoder in kohya's form.
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+LAYERS = (*tiny.ATTENTION, *tiny.CONVOLUTIONS)
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2")
+
+
+def effect(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """ΔW of every layer that has LoRA, as peft computes it."""
+    return {
+        name: inner.get_delta_weight(inner.active_adapters[0]).detach()
+        for name, inner in module.named_modules()
+        if isinstance(inner, BaseTunerLayer)
+    }
+
+
+def loaded(base: Path, adapter: Path, unet: Any = None) -> dict[str, torch.Tensor]:
+    """ΔW of every layer of the pipeline after diffusers has loaded the adapter."""
+    pipeline = tiny.load_pipeline(base)
+    if unet is not None:
+        pipeline.register_modules(unet=unet)
+    weights = next(adapter.glob("*.safetensors"))
+    pipeline.load_lora_weights(str(adapter), weight_name=weights.name)
+    return {
+        f"{part}.{name}": delta
+        for part in PARTS
+        if isinstance(module := getattr(pipeline, part, None), torch.nn.Module)
+        for name, delta in effect(module).items()
+    }
+
+
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        assert one[name].any(), name
+        torch.testing.assert_close(one[name], two[name], msg=name)
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pipeline(tmp_path_factory.mktemp("base") / request.param, request.param)
+
+
+@pytest.fixture(params=["", "text_model."], ids=["clip-as-now", "clip-as-before"])
+def adapter(base: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Saved by diffusers: attention, convolutions and text encoders, an alpha that is not the rank."""
+    if base.name == "sdxl" and request.param:
+        pytest.skip("the second text encoder has that level in every version")
+    return tiny.write_lora(
+        tmp_path / "adapter", base, seed=1, alpha=2, targets=LAYERS, text_targets=TEXT,
+        text_prefix=request.param,
+    )  # fmt: skip
+
+
+def test_diffusers_loads_the_same_from_every_dialect(base: Path, adapter: Path, tmp_path: Path) -> None:
+    expected = loaded(base, adapter)
+    last = adapter
+    for step, dialect in enumerate[Dialect](("kohya", "diffusers", "peft", "kohya", "diffusers")):
+        target = tmp_path / f"{step}-{dialect}"
+        convert(last, target, dialect)
+        if dialect != "peft":
+            assert_same(loaded(base, target), expected)
+        assert diff(adapter, target).change == 0
+        last = target
+
+
+def test_peft_computes_what_diffusers_computes(base: Path, adapter: Path, tmp_path: Path) -> None:
+    convert(adapter, tmp_path / "peft", "peft")
+    expected = loaded(base, adapter)
+    pipeline = tiny.load_pipeline(base)
+    found: dict[str, torch.Tensor] = {}
+    for folder in sorted((tmp_path / "peft").iterdir()):
+        model = PeftModel.from_pretrained(getattr(pipeline, folder.name), folder)
+        found |= {f"{folder.name}.{name}": delta for name, delta in effect(model.base_model.model).items()}
+    assert_same(found, expected)
+
+
+def test_a_peft_folder_of_a_unet_is_served_as_the_other(tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base", "sd1")
+    source = tiny.write_lora(tmp_path / "source", base, seed=1, alpha=2)
+    convert(source, tmp_path / "peft", "peft")
+    pool = RowPool({"unet": tiny.load_pipeline(base).unet}, 8)
+    one, two = (read_rows(read_layout(folder), pool, 1 << 20) for folder in (source, tmp_path / "peft"))
+    assert [slot.name for slot in one.slots] == [slot.name for slot in two.slots]
+    assert torch.equal(one.a, two.a)
+    assert torch.equal(one.b, two.b)
+
+
+def test_sdxl_in_stability_s_spelling(tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base", "sdxl")
+
+    def unet() -> UNet2DConditionModel:
+        """Blocks as in SDXL: two resnets each, attention in all but the first."""
+        return UNet2DConditionModel(
+            block_out_channels=(8, 16, 16), layers_per_block=2, norm_num_groups=4, attention_head_dim=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 2), cross_attention_dim=56, use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=72,
+        )  # fmt: skip
+
+    layers = [
+        _for(name, module, alpha=1.5)
+        for name, module in unet().named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    ]
+    source = write(tmp_path / "source", *layers)
+    expected = loaded(base, source, unet())
+    assert len(expected) == len(layers)
+    spellings: tuple[Spelling, ...] = ("former", "current")
+    for spelling in spellings:
+        target = tmp_path / spelling
+        convert(source, target, "kohya", spelling=spelling)
+        names = read_header(target / f"{spelling}.safetensors").tensors
+        assert any("input_blocks_4_1_transformer_blocks" in name for name in names) == (spelling == "former")
+        wanted = expected
+        if spelling == "current":  # diffusers reads the label embedding in the other spelling alone
+            wanted = {name: delta for name, delta in expected.items() if "add_embedding" not in name}
+        assert_same(loaded(base, target, unet()), wanted)
+        assert diff(source, target).change == 0
+
+
+def test_every_layer_keeps_its_own_alpha(tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base", "sd1")
+    expected = loaded(base, tiny.write_lora(tmp_path / "whole", base, seed=1, targets=LAYERS))
+    layers = [
+        layer(
+            name.removeprefix("unet."), rank=2 + i % 3, alpha=1 + i % 5 + 0.25, out=len(delta),
+            inside=tuple(delta.shape[1:]), seed=i,
+        )
+        for i, (name, delta) in enumerate(sorted(expected.items()))
+    ]  # fmt: skip
+    kohya = write(tmp_path / "kohya", *layers, dialect="kohya")
+    convert(kohya, tmp_path / "diffusers", "diffusers")
+    convert(kohya, tmp_path / "peft", "peft")
+    # Written out, since diffusers 0.42 gives all layers of kohya's file the commonest alpha.
+    written = {one.where: torch.tensor(dense(one), dtype=torch.float32) for one in layers}
+    for found in (
+        loaded(base, tmp_path / "diffusers"),
+        {f"unet.{name}": delta for name, delta in effect(_peft(base, tmp_path / "peft")).items()},
+    ):
+        assert_same({name: delta.flatten(1) for name, delta in found.items()}, written)
+
+
+@pytest.mark.parametrize("settings", [{"use_rslora": True}, {"use_dora": True}], ids=str)
+def test_rslora_and_dora_survive_in_diffusers_and_peft(settings: dict[str, Any], tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base", "sd1")
+    source = tiny.write_lora(tmp_path / "source", base, seed=1, alpha=3, **settings)
+    convert(source, tmp_path / "peft", "peft")
+    convert(tmp_path / "peft", tmp_path / "back", "diffusers")
+    assert_same(loaded(base, tmp_path / "back"), loaded(base, source))
+    one, other = tiny.load_pipeline(base), _peft(base, tmp_path / "peft")
+    one.load_lora_weights(str(source))
+    noise, time, text = torch.randn(1, 4, 16, 16), torch.tensor([5]), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        expected = one.unet(noise, time, text).sample
+        torch.testing.assert_close(other(noise, time, text).sample, expected)
+
+
+def test_flux_layers_that_kohya_fuses(tmp_path: Path) -> None:
+    width = 3072  # diffusers' own conversion knows no other
+    sizes = {
+        "double_blocks_0_img_attn_qkv": (3, 1), "double_blocks_0_txt_attn_qkv": (3, 1),
+        "double_blocks_0_img_attn_proj": (1, 1), "double_blocks_0_txt_attn_proj": (1, 1),
+        "double_blocks_0_img_mlp_0": (4, 1), "double_blocks_0_img_mlp_2": (1, 4),
+        "double_blocks_0_txt_mlp_0": (4, 1), "double_blocks_0_txt_mlp_2": (1, 4),
+        "double_blocks_0_img_mod_lin": (6, 1), "double_blocks_0_txt_mod_lin": (6, 1),
+        "single_blocks_0_linear1": (7, 1), "single_blocks_0_linear2": (1, 5),
+        "single_blocks_0_modulation_lin": (3, 1),
+    }  # fmt: skip
+    tensors = {}
+    for i, (name, (out, inside)) in enumerate(sizes.items()):
+        one = layer(rank=2, out=out * width, inside=(inside * width,), seed=i)
+        tensors[f"lora_unet_{name}.lora_down.weight"] = one.a
+        tensors[f"lora_unet_{name}.lora_up.weight"] = one.b
+        tensors[f"lora_unet_{name}.alpha"] = scalar(1)
+    trained = {"ss_network_module": "networks.lora", "ss_network_dim": "2", "ss_network_alpha": "1"}
+    write_tensors(tmp_path / "kohya.safetensors", tensors, trained | {"ss_training_comment": "kept"})
+
+    convert(tmp_path / "kohya.safetensors", tmp_path / "diffusers", "diffusers")
+    theirs = _convert_kohya_flux_lora_to_diffusers(load_file(tmp_path / "kohya.safetensors"))
+    ours = load_file(tmp_path / "diffusers" / WEIGHTS_DIFFUSERS)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        # They multiply A by alpha / rank, here the settings say it.
+        torch.testing.assert_close(ours[name] * (0.5 if "lora_A" in name else 1), theirs[name])
+
+    convert(tmp_path / "diffusers", tmp_path / "back" / "kohya", "kohya")
+    back = (tmp_path / "back" / "kohya" / "kohya.safetensors").read_bytes()
+    assert back == (tmp_path / "kohya.safetensors").read_bytes()
+
+
+def _peft(base: Path, folder: Path) -> torch.nn.Module:
+    model: torch.nn.Module = PeftModel.from_pretrained(tiny.load_pipeline(base).unet, folder).base_model.model
+    return model
+
+
+def _for(name: str, module: torch.nn.Linear | torch.nn.Conv2d, **more: Any) -> Layer:
+    weight = module.weight
+    return layer(name, rank=2, out=len(weight), inside=tuple(weight.shape[1:]), seed=len(name), **more)

@@ -322,9 +322,10 @@ def _refuse_variants(config: dict[str, Any]) -> None:
 def _refuse_key(key: str) -> NoReturn:
     for mark, kind in _OTHER_KINDS.items():
         if mark in key:
+            way = "save it with diffusers' save_lora_weights or peft's save_pretrained"
             raise AdapterError(
                 f"this adapter is in {kind} form ('{key[:80]}')",
-                hint="save it with diffusers' save_lora_weights or peft's save_pretrained",
+                hint="hubctl convert FILE --to diffusers -o DIR" if kind == "kohya" else way,
             )
     raise AdapterError(f"the weights file has a key that no LoRA has: '{key[:80]}'")
 

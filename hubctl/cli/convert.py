@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, json_option
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 SHOWN_LAYERS = 30
 
-remote_option = click.option("--remote", metavar="NAME", help="Another registry than the current one.")
 component_option = click.option(
     "--component",
     type=click.Choice(["unet", "transformer", "text_encoder", "text_encoder_2"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hubctl.cli.hub import remote_option
+from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, json_option
 
 SHELLS = ("bash", "zsh", "fish")

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
+from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, ago, human_bytes, json_option
-
-remote_option = click.option("--remote", metavar="NAME", help="Another registry than the current one.")
 
 
 @click.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hubctl.cli.hub import remote_option
+from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, human_bytes, json_option
 
 if TYPE_CHECKING:

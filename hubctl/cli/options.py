@@ -1,4 +1,4 @@
-"""Options that several commands share: a registry's folder; sizes and times as people type them."""
+"""Options that several commands share: a remote, a registry's folder; sizes and times as people type them."""
 
 from __future__ import annotations
 
@@ -43,3 +43,6 @@ root_option = click.option(
     help="Folder of the registry.",
 )
 """Passed as `root: Path`."""
+
+remote_option = click.option("--remote", metavar="NAME", help="Another registry than the current one.")
+"""Passed as `remote: str | None`."""

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from hubctl.cli.hub import remote_option
-from hubctl.cli.options import root_option
+from hubctl.cli.options import remote_option, root_option
 from hubctl.cli.output import Output, human_bytes, json_option
 
 

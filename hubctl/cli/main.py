@@ -18,6 +18,7 @@ from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
 from hubctl.cli.inspect import check, inspect
 from hubctl.cli.output import Output
+from hubctl.cli.refs import branch, move, tag
 from hubctl.cli.registry import registry
 from hubctl.cli.remote import remote
 from hubctl.cli.serve import generate, segment, serve
@@ -159,8 +160,9 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, push, pull, list_, show, remove, inspect, check, diff, convert, merge, resize,
-    serve, generate, segment, login, whoami, remote, registry, bench, doctor, completion,
+    demo, train, push, pull, list_, show, tag, branch, move, remove, inspect, check,
+    diff, convert, merge, resize, serve, generate, segment,
+    login, whoami, remote, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

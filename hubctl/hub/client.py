@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hubctl.adapter.header import MAX_HEADER_BYTES
 from hubctl.errors import (
@@ -41,6 +41,8 @@ from hubctl.refs import AdapterRef, PinnedRef
 if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi, ModelInfo
+
+RefKind = Literal["tag", "branch"]
 
 CONNECT_TIMEOUT_S = 4.0
 """A dead endpoint is reported after this long, not after huggingface_hub's minutes of retries."""
@@ -243,6 +245,50 @@ class Hub:
         self.need_token(f"delete {repo_id}")
         with self._translated(repo_id):
             self._api().delete_repo(repo_id)
+
+    def move(self, old_id: str, new_id: str) -> None:
+        """Give a repository another name, or another owner; its commits keep their ids.
+
+        Raises:
+            ConflictError: there is a repository of the new name.
+        """
+        self.need_token(f"move {old_id}")
+        with self._translated(old_id):
+            self._api().move_repo(old_id, new_id)
+
+    def refs(self, repo_id: str, kind: RefKind) -> dict[str, str]:
+        """A repository's tags or branches: the commit of each name."""
+        with self._translated(repo_id):
+            found = self._api().list_repo_refs(repo_id)
+        return {ref.name: ref.target_commit for ref in (found.tags if kind == "tag" else found.branches)}
+
+    def add_ref(self, ref: AdapterRef, kind: RefKind, name: str) -> str:
+        """Make a tag or branch at `ref` (main by default); returns the commit.
+
+        Raises:
+            ConflictError: there is one of this name.
+        """
+        self.need_token(f"change {ref.repo_id}")
+        if (there := self.refs(ref.repo_id, kind).get(name)) is not None:
+            raise ConflictError(
+                f"{ref.repo_id} has a {kind} '{name}' at {there[:12]}",
+                hint=f"hubctl {kind} {ref.repo_id} {name} --delete, then make it again",
+            )
+        with self._translated(str(ref)):
+            if kind == "tag":
+                self._api().create_tag(ref.repo_id, tag=name, revision=ref.revision)
+            else:
+                self._api().create_branch(ref.repo_id, branch=name, revision=ref.revision)
+        return self.refs(ref.repo_id, kind)[name]
+
+    def delete_ref(self, repo_id: str, kind: RefKind, name: str) -> None:
+        """Take a tag or branch away; the commit stays as long as another name leads to it."""
+        self.need_token(f"change {repo_id}")
+        with self._translated(f"{kind} '{name}' of {repo_id}"):
+            if kind == "tag":
+                self._api().delete_tag(repo_id, tag=name)
+            else:
+                self._api().delete_branch(repo_id, branch=name)
 
     def download(
         self, info: RepoInfo, path: str, target: Path, *, on_bytes: Callable[[int], None] = lambda count: None

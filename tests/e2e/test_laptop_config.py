@@ -14,6 +14,7 @@ from serve.deploy import to_yaml
 from serve.engine.config import EngineConfig
 from tests.adapters import write_base
 from tests.e2e.server import START_S, STOP_S, Running, descendants, wait_until_gone
+from tests.serve.waiting import until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -38,7 +39,7 @@ def test_laptop_config_runs_with_two_replicas(tmp_path: Path) -> None:
     try:
         server = Running(f"http://127.0.0.1:{port}", process.pid)
         _wait_until_ready(server, process, tmp_path / "log")
-        assert server.replicas("engine-tiny") == 2
+        until(lambda: server.replicas("engine-tiny") == 2, within_s=START_S)  # ready is what has one of them
         body = {"prompt": "red apple", "seed": 1}
         assert server.post("/v1/images/generations", body)[1]["hubctl"]["seed"] == 1
     finally:

@@ -3,8 +3,8 @@
 The rows and scales of a mix are inputs of the graph like any other, (N, R) tensors whose two sizes are left
 open. Which layers add LoRA is fixed instead, since a graph that left it open would pay for all of them: it is
 the layers that adapters of this kind of base usually change. A mix that changes others, or has DoRA, runs the
-module as it is. All other sizes are fixed: with the height and width of images open too, tracing takes ten
-times as long. So a size of images that nobody asked for before makes requests wait for the compiler.
+module as it is. All other sizes are fixed: with the height and width of images open too, tracing takes
+three times as long. So a size of images that nobody asked for before makes requests wait for the compiler.
 """
 
 from __future__ import annotations

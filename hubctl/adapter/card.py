@@ -165,3 +165,11 @@ def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         lines.append(f"| {key} | {shown.replace('|', '&#124;')} |".replace("\n", " "))
     return "\n".join(lines)
+
+
+def first_base_model(card: Mapping[str, Any]) -> str | None:
+    """The base that a card's metadata names; cards hold one id or a list of them."""
+    named = card.get("base_model")
+    if isinstance(named, list):
+        named = named[0] if named else None
+    return named if isinstance(named, str) and named.strip() else None

@@ -23,7 +23,7 @@ from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.layer_shapes import LayerShapes
 from hubctl.adapter.layout import CONFIG_PEFT, AdapterLayout, read_config
 from hubctl.adapter.metadata import StatedBase, TriggerWords, stated_bases, trigger_words
-from hubctl.adapter.values import Values, look_at_values, scalar
+from hubctl.adapter.values import Values, look_at_values, number_in
 from hubctl.errors import AdapterError
 
 
@@ -197,7 +197,7 @@ def _alpha(
     """A layer's alpha: its own tensor's value, or what stands for it where values are not read."""
     if key := layer.keys.get("alpha"):
         if readable:
-            return scalar(readable, header.tensors[key])
+            return number_in(readable, header.tensors[key])
         stated: Any = header.metadata.get("ss_network_alpha") if not layer.conv else None
     else:
         stated = config.get("lora_alpha", config.get("alpha"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Literal
 
 from hubctl.adapter.contents import Adapter
@@ -91,7 +92,8 @@ def _added(parts: Sequence[Part]) -> Factors:
         x, share = factors(layer, scaled=False), layer.scale * weight
         root = math.sqrt(abs(share))
         summed.append(Factors(x.a * math.copysign(root, share), x.b * root))
-    return Factors(sum(x.a for x in summed), sum(x.b for x in summed))  # type: ignore[arg-type]
+    first, *others = summed
+    return reduce(lambda x, y: Factors(x.a + y.a, x.b + y.b), others, first)
 
 
 def _sizes(layer: Layer) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hubctl.adapter.card import first_base_model
 from hubctl.adapter.fingerprint import stated_family
 from hubctl.adapter.layout import CONFIG_PEFT
 
@@ -48,9 +49,8 @@ class TriggerWords:
 def stated_bases(metadata: Table, card: Table, manifest: Table, config: Table) -> tuple[StatedBase, ...]:
     """The base as each source names it, the most exact first; the same name is told once."""
     base = manifest.get("base")
-    named = card.get("base_model")
     found = [
-        ("card", named[0] if isinstance(named, list) and named else named),
+        ("card", first_base_model(card)),
         ("manifest", base.get("id") if isinstance(base, dict) else None),
         (CONFIG_PEFT, config.get("base_model_name_or_path")),
         *((key, metadata.get(key)) for key in ("modelspec.architecture", "ss_base_model_version")),

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from hubctl.adapter.card import CARD, read_card_data
+from hubctl.adapter.card import CARD, first_base_model, read_card_data
 from hubctl.adapter.gate import CODE, PICKLES
 from hubctl.adapter.layout import CONFIG_PEFT
 from hubctl.adapter.package import MANIFEST, manifest_json, read_manifest
@@ -19,10 +19,8 @@ _LEFT = PICKLES | CODE | {".safetensors"}
 def base_named(source: Path, config: Mapping[str, object] | None = None) -> str | None:
     """The base that the papers of `source` name: its card, its manifest, or peft's `config`."""
     if source.is_dir():
-        named = read_card_data(source).get("base_model")
-        named = named[0] if isinstance(named, list) and named else named
-        if isinstance(named, str):
-            return named
+        if of_card := first_base_model(read_card_data(source)):
+            return of_card
         if manifest := read_manifest(source):
             return manifest.base.id
     named = (config or {}).get("base_model_name_or_path")

@@ -91,7 +91,9 @@ def number(tensor: Tensor) -> float:
     Raises:
         AdapterError: it holds several, or none.
     """
-    forms = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
+    forms = {
+        "F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B",
+    }  # fmt: skip
     if tensor.dtype == "BF16" and len(tensor.data) == 2:
         return float(struct.unpack("<f", b"\0\0" + tensor.data)[0])
     form = forms.get(tensor.dtype)

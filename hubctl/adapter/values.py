@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,9 @@ from typing import BinaryIO
 
 from hubctl.adapter.header import Header, TensorInfo, non_finite
 from hubctl.adapter.layer_shapes import LayerShapes
+from hubctl.adapter.tensors import Tensor, number
+from hubctl.errors import AdapterError
 
-_SCALARS = {
-    "F64": "<d",
-    "F32": "<f",
-    "F16": "<e",
-    "BF16": "<f",
-    "I64": "<q",
-    "I32": "<i",
-    "I16": "<h",
-    "I8": "<b",
-    "U8": "<B",
-}
 # Every one of these parts is a factor of what a layer of that kind adds: where one is zero, nothing is added.
 _FACTORS = {
     "LoRA": ("A", "B"),
@@ -32,6 +22,8 @@ _FACTORS = {
     "full difference": ("diff",),
 }
 _FIRST_BYTES = 4096
+_MOST_OF_A_NUMBER = 16
+"""Bytes: more than any number has, so that what holds several is seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,16 +49,16 @@ def look_at_values(path: Path, header: Header, layers: Sequence[LayerShapes]) ->
     return Values(non_finite=tuple(non_finite(path, header)), idle=tuple(idle))
 
 
-def scalar(path: Path, tensor: TensorInfo) -> float | None:
-    """The one number that `tensor` holds; None when it holds several, NaN, or another type."""
+def number_in(path: Path, tensor: TensorInfo) -> float | None:
+    """The one number that `tensor` of the file `path` holds; None for several, NaN, and other types."""
     with path.open("rb") as file:
         file.seek(tensor.start)
-        raw = file.read(min(tensor.end - tensor.start, 16))
-    if tensor.dtype == "BF16":
-        raw = b"\0\0" + raw
-    form = _SCALARS.get(tensor.dtype)
-    number = float(struct.unpack(form, raw)[0]) if form and struct.calcsize(form) == len(raw) else math.nan
-    return number if math.isfinite(number) else None
+        data = file.read(min(tensor.end - tensor.start, _MOST_OF_A_NUMBER))
+    try:
+        found = number(Tensor(tensor.dtype, tensor.shape, data))
+    except AdapterError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def _all_zero(file: BinaryIO, tensor: TensorInfo) -> bool:

@@ -133,10 +133,10 @@ def check(output: Output, what: str, base: str | None, file: str | None, remote:
 
 def _base_of(source: Source, what: str) -> str:
     """The base that the adapter's card names."""
+    from hubctl.adapter.card import first_base_model
     from hubctl.adapter.gate import refuse_unsafe_files
     from hubctl.errors import AdapterError
     from hubctl.hub.push import base_model_of
-    from hubctl.hub.records import first_base_model
 
     if source.local:
         refuse_unsafe_files(source.path)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hubctl.adapter.card import first_base_model
 from hubctl.adapter.header import MAX_HEADER_BYTES
 from hubctl.errors import (
     AccessError,
@@ -33,7 +34,6 @@ from hubctl.hub.records import (
     FileInfo,
     Pushed,
     RepoInfo,
-    first_base_model,
     pick_weights,
 )
 from hubctl.refs import AdapterRef, PinnedRef

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from hubctl.adapter.base_shapes import BaseShapes
-from hubctl.adapter.card import read_card_data
+from hubctl.adapter.card import first_base_model, read_card_data
 from hubctl.adapter.check import Fit, check_fit
 from hubctl.adapter.gate import gate, gate_headers, refuse_misfit, refuse_unsafe_files
 from hubctl.adapter.layout import AdapterLayout
@@ -20,7 +20,6 @@ from hubctl.families import detect_family
 from hubctl.hub.client import Hub, Pushed
 from hubctl.hub.headers import base_shapes
 from hubctl.hub.pull import check_name
-from hubctl.hub.records import first_base_model
 from hubctl.refs import check_repo_id
 
 Kind = Literal["adapter", "base"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from hubctl.adapter.card import first_base_model
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, WEIGHTS_PEFT
 from hubctl.errors import AdapterError, IntegrityError
 from hubctl.refs import PinnedRef
@@ -77,14 +77,6 @@ class Pushed:
     url: str
     unchanged: bool
     """The registry had exactly these files already; no commit was made."""
-
-
-def first_base_model(card: Mapping[str, Any]) -> str | None:
-    """The base that a card's metadata names; cards hold one id or a list of them."""
-    named = card.get("base_model")
-    if isinstance(named, list):
-        named = named[0] if named else None
-    return named if isinstance(named, str) and named.strip() else None
 
 
 def pick_weights(info: RepoInfo) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +33,9 @@ class Bare(nn.Module):
         self.block = nn.ModuleDict({"conv": nn.Conv2d(5, 6, 3), "point": nn.Conv2d(6, 8, 1)})
 
 
-def layers(names: str, *, seed: int, **more: object) -> list[Layer]:
+def layers(names: str, *, seed: int, **more: Any) -> list[Layer]:
     return [
-        layer(name, component="model", out=SIZES[name][0], inside=SIZES[name][1], seed=seed + i, **more)  # type: ignore[arg-type]
+        layer(name, component="model", out=SIZES[name][0], inside=SIZES[name][1], seed=seed + i, **more)
         for i, name in enumerate(names.split())
     ]
 

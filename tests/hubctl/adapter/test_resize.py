@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hubctl.adapter.contents import read_adapter
+from hubctl.adapter.contents import Dialect, read_adapter
 from hubctl.adapter.derive import resized
 from hubctl.adapter.diff import diff
 from hubctl.adapter.resize import resize
@@ -27,8 +27,8 @@ LAYERS = (
 
 @pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("dialect", ["diffusers", "peft", "kohya"])
-def test_the_error_is_the_one_that_is_said(rank: int, dialect: str, tmp_path: Path) -> None:
-    source = write(tmp_path / "source", *LAYERS, dialect=dialect)  # type: ignore[arg-type]
+def test_the_error_is_the_one_that_is_said(rank: int, dialect: Dialect, tmp_path: Path) -> None:
+    source = write(tmp_path / "source", *LAYERS, dialect=dialect)
     made = resized(source, tmp_path / "out", rank)
     groups, total = made.groups, made.total
     before, after = read_adapter(source).layers, read_adapter(tmp_path / "out").layers

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hubctl.adapter.card import first_base_model
 from hubctl.errors import AdapterError, InputError, IntegrityError
 from hubctl.hub.pull import adapter_files, base_files, check_name, commit_folder
-from hubctl.hub.records import AdapterInfo, Digest, FileInfo, RepoInfo, first_base_model, pick_weights
+from hubctl.hub.records import AdapterInfo, Digest, FileInfo, RepoInfo, pick_weights
 from hubctl.refs import PinnedRef
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

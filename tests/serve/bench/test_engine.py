@@ -61,6 +61,8 @@ def test_everything_is_measured_and_written_down(tmp_path: Path) -> None:
     for report in reports:
         assert all(row["load"]["images_per_s"] > 0 for row in report["rows"])
         assert {row["arrival"] for row in report["rows"]} == {"at once", "poisson"}
+        assert all((row["ratio"] is None) == (row["arrival"] == "poisson") for row in report["rows"])
+        assert [row["ratio"] for row in report["rows"] if row["contender"] == BASE] == [1.0]
         assert [cost["resident"] for cost in report["pool"]] == [1, 2]
         text = (tmp_path / f"{report['settings']['shape']}.md").read_text()
         assert MIXED in text

@@ -94,8 +94,10 @@ def test_a_warm_engine_compiles_nothing_when_adapters_change(base: Path, tmp_pat
     )  # of 16 rows oneDNN takes other kernels
     engine = ImageEngine(locate_base(str(base)), config, tiny.fetch)
     try:
+        cold = graphs()
         engine.warm_up()
         warm = graphs()
+        assert warm == cold + 2  # for one row, and for any other number
         alone = [engine.generate_floats(request) for request in requests]
         with ThreadPoolExecutor(len(requests)) as pool:
             together = list(pool.map(engine.generate_floats, requests))
@@ -125,8 +127,10 @@ def test_a_warm_segmenter_compiles_nothing_when_adapters_change(tmp_path: Path) 
     config = EngineConfig(compile="eager", max_gather_s=1.0)
     engine = SegmentEngine(locate_base(str(base)), config, tiny.fetch)
     try:
+        cold = graphs()
         engine.warm_up()
         warm = graphs()
+        assert warm == cold + 2  # for one row, and for any other number
         with ThreadPoolExecutor(3) as pool:
             made = list(pool.map(engine.logits, requests))
         assert engine.owner.forwards["model"] < engine.owner.calls["model"]

@@ -8,8 +8,9 @@ DEMO_DIR ?= demo-out
 demo: .venv/installed
 	$(BIN)/hubctl demo --workdir $(DEMO_DIR)
 
+# Files side by side, as many as there are cores: each computes with one thread, or they would wait for each other.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -58,6 +58,11 @@ def diff(
         relative = found.change / found.norm[0] if found.norm[0] else None
         output.result({"a": first, "b": second, "relative_change": relative, **asdict(found)}, quiet="change")
         return
+    show_difference(output, found, everything=everything)
+
+
+def show_difference(output: Output, found: Difference, *, everything: bool = False) -> None:
+    """Print what differs, for people: papers first, then the layers that changed most."""
     _papers(output, found)
     shown = found.layers if everything else found.layers[:SHOWN_LAYERS]
     output.table(

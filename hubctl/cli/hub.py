@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, ago, human_bytes, json_option
+
+if TYPE_CHECKING:
+    from hubctl.hub.pull import Pulled
 
 
 @click.command()
@@ -62,15 +65,18 @@ def push(
 
 
 @click.command()
-@click.argument("ref", metavar="OWNER/NAME[@REV]")
+@click.argument("ref", metavar="[OWNER/NAME[@REV]]", required=False)
 @click.option(
     "--output", "target", metavar="DIR", type=click.Path(path_type=Path), help="Also copy it to DIR."
 )
 @click.option("--overwrite", is_flag=True, help="Replace DIR if it is there.")
+@click.option("--locked", is_flag=True, help="Only what hub.lock says; without a name, all of it.")
 @remote_option
 @json_option
 @click.pass_obj
-def pull(output: Output, ref: str, target: Path | None, overwrite: bool, remote: str | None) -> None:
+def pull(
+    output: Output, ref: str | None, target: Path | None, overwrite: bool, locked: bool, remote: str | None
+) -> None:
     """Download an adapter, checking every byte against the registry's hashes.
 
     Only safetensors and plain files are taken, never pickles. It goes to the cache; the path is printed.
@@ -79,39 +85,46 @@ def pull(output: Output, ref: str, target: Path | None, overwrite: bool, remote:
     Examples:
       hubctl pull alice/line-art
       hubctl pull alice/line-art@3f2c9a1 --output line-art
+      hubctl pull --locked
     """
     from hubctl.adapter.package import refuse_existing
+    from hubctl.cli.lock import pull_adapter, pull_locked
     from hubctl.hub.pull import copy_out
-    from hubctl.hub.pull import pull as pull_adapter
     from hubctl.hub.remotes import connect
     from hubctl.refs import AdapterRef
-    from hubctl.settings import environment
 
-    wanted = AdapterRef.parse(ref)
+    if ref is None and (target is not None or not locked):
+        raise click.UsageError("Missing argument 'OWNER/NAME[@REV]'.")
     if target is not None:
         refuse_existing(target, overwrite=overwrite)
     hub = connect(remote)
-    with output.progress(None, f"Pulling {wanted}", unit="bytes") as bar:
-        pulled = pull_adapter(
-            hub,
-            wanted,
-            cache=environment().cache,
-            progress=lambda done, total: bar.update(done, total=total),
+    if ref is None:
+        output.table(
+            [_pulled_row(one, one.path) for one in pull_locked(output, hub, None)],
+            {"repo": "adapter", "commit": "commit", "path": "path"},
+            formats={"commit": lambda commit: commit[:12]},
         )
+        return
+    wanted = AdapterRef.parse(ref)
+    pulled = pull_locked(output, hub, wanted)[0] if locked else pull_adapter(output, hub, wanted)
     if target is not None:
         copy_out(pulled, target, overwrite=overwrite)
     path = target or pulled.path
     output.result(
-        {
-            "repo": pulled.pinned.repo_id,
-            "commit": pulled.pinned.commit,
-            "sha256": pulled.pinned.sha256,
-            "path": path,
-            "cached": pulled.cached,
-        },
+        _pulled_row(pulled, path),
         text=f"{pulled.pinned} {'was here already' if pulled.cached else 'verified'}: {path}",
         quiet="path",
     )
+
+
+def _pulled_row(pulled: Pulled, path: Path) -> dict[str, Any]:
+    return {
+        "repo": pulled.pinned.repo_id,
+        "commit": pulled.pinned.commit,
+        "sha256": pulled.pinned.sha256,
+        "path": path,
+        "cached": pulled.cached,
+    }
 
 
 @click.command(name="list")

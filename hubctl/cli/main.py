@@ -17,6 +17,7 @@ from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
 from hubctl.cli.inspect import check, inspect
+from hubctl.cli.lock import lock
 from hubctl.cli.output import Output
 from hubctl.cli.refs import branch, move, tag
 from hubctl.cli.registry import registry
@@ -59,7 +60,7 @@ EXTRAS = {
     "registry": "registry",
     "demo": "all",
     "bench": "all",
-    **dict.fromkeys(("diff", "merge", "resize"), "convert"),
+    **dict.fromkeys(("diff", "lock", "merge", "resize"), "convert"),
 }
 """What to install for a command whose libraries are missing."""
 
@@ -160,7 +161,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, push, pull, list_, show, tag, branch, move, remove, inspect, check,
+    demo, train, push, pull, lock, list_, show, tag, branch, move, remove, inspect, check,
     diff, convert, merge, resize, serve, generate, segment,
     login, whoami, remote, registry, bench, doctor, completion,
 ):  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import os
 import tomllib
 import types
@@ -77,6 +78,12 @@ def load_toml(path: Path, cls: type[T]) -> T:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
     return from_mapping(cls, data, where=str(path))
+
+
+def toml_string(text: str) -> str:
+    """`text` as a TOML basic string."""
+    # JSON's escapes are TOML's, but for surrogate pairs, which TOML refuses, and DEL, which JSON leaves.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def from_mapping(cls: type[T], data: dict[str, Any], *, where: str) -> T:

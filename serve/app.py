@@ -27,6 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from hubctl.base_models import locate_base
 from hubctl.cpu import CPU_ENVIRONMENT
 from hubctl.errors import HubctlError, OverloadedError, UnavailableError
+from hubctl.hub.lock import LockFile, check_files, lookup_locked
 from hubctl.refs import PinnedRef
 from hubctl.settings import environment, export_defaults
 from serve.api import create_app
@@ -49,7 +50,7 @@ OBJECT_STORE_BYTES = 256 << 20
 class EngineReplica:
     """One engine in one process. Its calls block: each has a thread of its own, all meet in the engine."""
 
-    def __init__(self, base: BaseConfig, remote: str | None) -> None:
+    def __init__(self, base: BaseConfig, remote: str | None, locked: LockFile | None = None) -> None:
         # Heavy, and not needed by the processes that only deploy this class.
         from hubctl.hub.pull import pull, pull_base
         from hubctl.hub.remotes import connect
@@ -59,7 +60,10 @@ class EngineReplica:
 
         def fetch(pinned: PinnedRef) -> Path:
             with hidden(pinned):
-                return pull(hub, pinned, cache=cache).path
+                path = pull(hub, pinned, cache=cache).path
+                if locked is not None:
+                    check_files(path, locked.adapters[pinned.repo_id], pinned.repo_id)
+                return path
 
         self._engine = open_engine(locate_base(base.ref, fetch=partial(pull_base, hub)), base.engine, fetch)
         self._threads = ThreadPoolExecutor(base.ongoing_requests, thread_name_prefix="request")
@@ -143,7 +147,9 @@ class Ingress:
 
         hub = connect(self._config.remote)
         # Ray's proxy puts the request id on both the request and the answer.
-        return create_app(self._config, RayEngines(self._handles), hub.adapter_info, send_request_id=False)
+        locked = self._config.locked
+        lookup = hub.adapter_info if locked is None else partial(lookup_locked, hub.adapter_info, locked)
+        return create_app(self._config, RayEngines(self._handles), lookup, send_request_id=False)
 
 
 def build(args: dict[str, Any]) -> ray_serve.Application:
@@ -187,7 +193,7 @@ def _engine_deployment(base: BaseConfig, config: ServeConfig) -> ray_serve.Appli
         },
         **scaling,
     )
-    return deployment.bind(base, config.remote)
+    return deployment.bind(base, config.remote, config.locked)
 
 
 def run(config: ServeConfig, *, ready: Callable[[str], None]) -> None:

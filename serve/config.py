@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubctl.errors import InputError
+from hubctl.hub.lock import LockFile
 from hubctl.settings import from_mapping, load_toml
 from serve.engine.config import EngineConfig
 
@@ -114,6 +115,8 @@ class ServeConfig:
     resolve_stale_s: float = 300.0
     """For how long a name seen before is still served while the hub cannot be reached."""
     limits: Limits = field(default_factory=Limits)
+    locked: LockFile | None = None
+    """The only adapters that may be served, each at its commit; what `hubctl serve --locked` reads."""
 
     def __post_init__(self) -> None:
         """Refuse configurations without bases, with two of one name, or with impossible numbers."""
@@ -203,6 +206,8 @@ def _told(config: DataclassInstance) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return _told(value)
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -38,6 +38,7 @@ server_option = click.option("--server", default=SERVER, show_default=True, help
 @click.option(
     "--ray-address", help="A running Ray cluster; otherwise one is started here, and stopped again."
 )
+@click.option("--locked", is_flag=True, help="Serve the adapters of hub.lock, and nothing else.")
 @click.option(
     "--render", type=click.Choice(TARGETS), help="Print the deployment for a target (YAML) and stop."
 )
@@ -54,6 +55,7 @@ def serve(
     device: str | None,
     engine: str | None,
     ray_address: str | None,
+    locked: bool,
     render: str | None,
 ) -> None:
     """Serve base models, and every adapter of a hub that fits one of them, over HTTP.
@@ -65,6 +67,7 @@ def serve(
       hubctl serve --base emoji-64 --base emoji-64-seg
       hubctl serve --base stabilityai/stable-diffusion-xl-base-1.0 --replicas 2
       hubctl serve --config serve.toml --port 8080
+      hubctl serve --base emoji-64 --locked
       hubctl serve --config serve.toml --render kuberay | kubectl apply -f -
     """
     from dataclasses import replace
@@ -73,6 +76,10 @@ def serve(
 
     given: dict[str, Any] = {"host": host, "port": port, "remote": remote, "ray_address": ray_address}
     given = {name: value for name, value in given.items() if value is not None}
+    if locked:
+        from hubctl.hub.lock import LOCK, read_lock
+
+        given["locked"] = read_lock(Path(LOCK))
     if config_path is not None:
         config = load_config(config_path)
         if bases:

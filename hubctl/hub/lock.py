@@ -6,9 +6,9 @@ meaning. The file is TOML, sorted, so that two versions of it compare line by li
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,9 @@ from hubctl.adapter.package import read_manifest
 from hubctl.base_models import embedded_path
 from hubctl.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from hubctl.hub.pull import Pulled
+from hubctl.hub.records import AdapterInfo
 from hubctl.refs import AdapterRef, PinnedRef
-from hubctl.settings import load_toml
+from hubctl.settings import load_toml, toml_string
 
 if TYPE_CHECKING:
     from hubctl.hub.client import Hub
@@ -79,13 +80,20 @@ def lock_text(lock: LockFile) -> str:
     """The text of `hub.lock`."""
     lines = ["# Written by `hubctl lock`; `hubctl lock --upgrade` moves it on.", f"version = {lock.version}"]
     for repo_id, entry in sorted(lock.adapters.items()):
-        table = f"adapters.{_toml(repo_id)}"
-        lines += ["", f"[{table}]", f"revision = {_toml(entry.revision)}", f"commit = {_toml(entry.commit)}"]
-        lines += [f"weights = {_toml(entry.weights)}", f"rank = {list(entry.rank)}"]
-        lines += [f"base = {_toml(entry.base)}"] if entry.base else []
-        lines += [f"base_commit = {_toml(entry.base_commit)}"] if entry.base_commit else []
+        table = f"adapters.{toml_string(repo_id)}"
+        lines += [
+            "",
+            f"[{table}]",
+            f"revision = {toml_string(entry.revision)}",
+            f"commit = {toml_string(entry.commit)}",
+        ]
+        lines += [f"weights = {toml_string(entry.weights)}", f"rank = {list(entry.rank)}"]
+        lines += [f"base = {toml_string(entry.base)}"] if entry.base else []
+        lines += [f"base_commit = {toml_string(entry.base_commit)}"] if entry.base_commit else []
         lines += ["", f"[{table}.files]"]
-        lines += [f"{_toml(name)} = {_toml(sha256)}" for name, sha256 in sorted(entry.files.items())]
+        lines += [
+            f"{toml_string(name)} = {toml_string(sha256)}" for name, sha256 in sorted(entry.files.items())
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -130,6 +138,26 @@ def locked_ref(lock: LockFile, ref: AdapterRef, where: Path) -> PinnedRef:
     return PinnedRef(ref.repo_id, entry.revision, entry.commit, entry.files[entry.weights])
 
 
+def lookup_locked(
+    lookup: Callable[[AdapterRef], AdapterInfo], lock: LockFile, ref: AdapterRef
+) -> AdapterInfo:
+    """What `lookup` says of `ref` at its locked commit.
+
+    Raises:
+        NotFoundError: it is not locked.
+        ConflictError: another revision was asked for than the locked one.
+        IntegrityError: the registry has other weights under that commit.
+    """
+    pinned = locked_ref(lock, ref, Path(LOCK))
+    info = lookup(AdapterRef(pinned.repo_id, pinned.commit))
+    if (info.pinned.commit, info.pinned.sha256) != (pinned.commit, pinned.sha256):
+        raise IntegrityError(
+            f"{pinned} is not what {LOCK} says",
+            hint=f"hubctl lock {pinned.repo_id} --upgrade shows the difference",
+        )
+    return dataclasses.replace(info, revision=pinned.revision, pinned=pinned)
+
+
 def check_files(folder: Path, entry: Locked, repo_id: str) -> None:
     """Raise `IntegrityError` unless `folder` holds exactly the files that were locked."""
     if wrong := changed_files(file_hashes(folder), entry.files):
@@ -161,7 +189,3 @@ def _base_commit(hub: Hub, base: str | None) -> str | None:
         return hub.repo_info(AdapterRef.parse(base)).commit
     except (InputError, NotFoundError):
         return None  # a folder, or nothing that this registry has
-
-
-def _toml(text: str) -> str:
-    return json.dumps(text)  # a JSON string of ASCII is a TOML basic string

@@ -5,7 +5,6 @@ A token belongs to an endpoint, not to a name: pointing a name at another URL se
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from hubctl.errors import ConflictError, InputError, NotFoundError
-from hubctl.settings import Environment, environment, load_toml
+from hubctl.settings import Environment, environment, load_toml, toml_string
 
 if TYPE_CHECKING:
     from hubctl.hub.client import Hub
@@ -240,19 +239,18 @@ def _read_tokens(home: Path) -> dict[str, str]:
 
 
 def _write_remotes(home: Path, file: _RemotesFile) -> None:
-    lines = [f"current = {_toml(file.current)}"]
+    lines = [f"current = {toml_string(file.current)}"]
     for name, entry in sorted(file.remotes.items()):
-        lines += ["", f"[remotes.{_toml(name)}]", f"url = {_toml(entry.url)}"]
+        lines += ["", f"[remotes.{toml_string(name)}]", f"url = {toml_string(entry.url)}"]
     _write(home / "remotes.toml", "\n".join(lines) + "\n")
 
 
 def _write_tokens(home: Path, tokens: dict[str, str]) -> None:
-    lines = ["[tokens]", *(f"{_toml(url)} = {_toml(token)}" for url, token in sorted(tokens.items()))]
+    lines = [
+        "[tokens]",
+        *(f"{toml_string(url)} = {toml_string(token)}" for url, token in sorted(tokens.items())),
+    ]
     _write(home / "tokens.toml", "\n".join(lines) + "\n")
-
-
-def _toml(text: str) -> str:
-    return json.dumps(text)  # a JSON string of ASCII is a TOML basic string
 
 
 def _write(path: Path, text: str) -> None:

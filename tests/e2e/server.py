@@ -65,12 +65,14 @@ class Running:
 
 
 @contextmanager
-def serving(words: Sequence[str | Path], log: Path, **env: str) -> Iterator[Running]:
+def serving(
+    words: Sequence[str | Path], log: Path, *, cwd: Path | None = None, **env: str
+) -> Iterator[Running]:
     """`hubctl serve WORDS` until the block ends, then Ctrl-C; nothing of it may be left."""
     command = [sys.executable, "-m", "hubctl", "--quiet", "serve", *map(str, words)]
     with log.open("w") as err:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=err, text=True, env=child_environment(**env)
+            command, stdout=subprocess.PIPE, stderr=err, text=True, cwd=cwd, env=child_environment(**env)
         )
     assert process.stdout is not None
     try:

@@ -119,7 +119,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, registry: RegistryServer) -> 
     token = registry.token(OWNER)
     env = {"HUBCTL_HOME": str(work / "home"), "HF_ENDPOINT": registry.endpoint, "HF_TOKEN": token}
     words: list[str | Path] = ["--config", work / "serve.toml", "--port", "0"]
-    with serving(words, work / "log", **env) as server:
+    with serving(words, work / "log", cwd=work, **env) as server:
         yield Site(server, registry, token, work)
 
 

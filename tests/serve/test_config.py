@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from hubctl.errors import InputError
+from hubctl.hub.lock import Locked, LockFile
 from serve.config import (
     BaseConfig,
     Limits,
@@ -43,6 +45,10 @@ num_gpus = 1
 """
 
 
+def locked(commit: str) -> Locked:
+    return Locked(revision="main", commit=commit, weights="w", rank=(4,), files={"w": "b" * 64})
+
+
 def test_toml_becomes_settings(tmp_path: Path) -> None:
     (tmp_path / "serve.toml").write_text(FULL)
     config = load_config(tmp_path / "serve.toml")
@@ -61,6 +67,12 @@ def test_args_of_a_serve_config_say_the_same(tmp_path: Path) -> None:
     assert config_from_args(args) == config
     assert "ray_address" not in args
     assert args["limits"] == {"max_steps": 50}
+
+
+@pytest.mark.parametrize("adapters", [{}, {"alice/x": locked("a" * 40)}])
+def test_a_lock_reaches_the_cluster(adapters: dict[str, Locked]) -> None:
+    config = ServeConfig(bases=(BaseConfig(ref="a"),), locked=LockFile(adapters=adapters))
+    assert config_from_args(json.loads(json.dumps(config_to_args(config)))) == config
 
 
 def test_a_replica_takes_what_its_engine_can_hold_and_refuse() -> None:

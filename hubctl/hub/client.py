@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,23 +295,39 @@ class Hub:
     ) -> None:
         """Stream one file of `info`'s commit to `target`, checking size and hash on the way.
 
-        A broken connection is resumed where it stopped. `on_bytes` hears of every chunk.
+        What `target` holds already is taken for the file's beginning, left by a download that was stopped:
+        only the rest is asked for, and if the whole turns out wrong, all of it again. A broken connection is
+        resumed where it stopped. `on_bytes` hears of every chunk, and of what was there.
 
         Raises:
             IntegrityError: what arrives is not what the registry promised; `target` is removed.
+            UnavailableError: the registry is gone; what has arrived stays for the next try.
         """
-        promised = info.files[path]
-        digest = Digest(promised, path)
+        size = info.files[path].size_bytes
+        if target.exists() and target.stat().st_size > size:
+            target.unlink()  # nothing of this file
+        kept = target.stat().st_size if target.exists() else 0
         try:
-            with target.open("wb") as file:
-                for chunk in self._stream(info, path, promised.size_bytes):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    on_bytes(len(chunk))
-            digest.check(f"{info.repo_id}@{info.commit[:12]}")
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            self._complete(info, path, target, on_bytes)
+        except IntegrityError:
+            target.unlink()
+            if not kept:
+                raise
+            on_bytes(-size)
+            self.download(info, path, target, on_bytes=on_bytes)
+
+    def _complete(self, info: RepoInfo, path: str, target: Path, on_bytes: Callable[[int], None]) -> None:
+        digest = Digest(info.files[path], path)
+        with target.open("a+b") as file:
+            file.seek(0)
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                on_bytes(len(chunk))
+            for chunk in self._stream(info, path, info.files[path].size_bytes, start=file.tell()):
+                digest.update(chunk)
+                file.write(chunk)
+                on_bytes(len(chunk))
+        digest.check(f"{info.repo_id}@{info.commit[:12]}")
 
     def safetensors_header(self, info: RepoInfo, path: str) -> bytes:
         """The first bytes of a safetensors file, up to its tensors, by one range request, or two.
@@ -372,17 +388,18 @@ class Hub:
             raise IntegrityError(f"{path} of {info.repo_id} ends after {start + len(got):,} bytes")
         return got[: end - start]
 
-    def _stream(self, info: RepoInfo, path: str, size_bytes: int) -> Iterator[bytes]:
-        """The bytes of a file, resumed after a broken connection; never more than `size_bytes`."""
+    def _stream(self, info: RepoInfo, path: str, size_bytes: int, *, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from `start`, resumed after a broken connection; never beyond `size_bytes`."""
         import httpx2
 
-        done, tries = 0, 0
-        while True:
+        done, tries = start, 0
+        while done < size_bytes or not size_bytes:
             try:
                 with self._open(info, path, wanted=f"bytes={done}-" if done else None) as response:
-                    if done and response.status_code != 206:
-                        raise UnavailableError(f"{self} cannot resume {path}", hint="pull again")
-                    for chunk in response.iter_bytes(CHUNK_BYTES):
+                    # A server that sends no parts sends it all: what is here is let pass.
+                    for chunk in _after(
+                        done if response.status_code != 206 else 0, response.iter_bytes(CHUNK_BYTES)
+                    ):
                         done += len(chunk)
                         if done > size_bytes:
                             raise IntegrityError(
@@ -420,6 +437,15 @@ class Hub:
 
     def _translated(self, what: str) -> AbstractContextManager[None]:
         return translated(what, self)
+
+
+def _after(count: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks without their first `count` bytes."""
+    for chunk in chunks:
+        skipped = min(count, len(chunk))
+        count -= skipped
+        if skipped < len(chunk):
+            yield chunk[skipped:]
 
 
 def _card(model: ModelInfo) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     $HUBCTL_CACHE/adapters/<owner>/<name>/<commit>/...      $HUBCTL_CACHE/bases/<owner>/<name>/<commit>/...
 
-A folder appears under its commit only when every file in it has been checked. One lock per commit lets
+A folder appears under its commit only when every file in it has been checked; until then it is
+`.<commit>.part`, and a download that was stopped, or killed, goes on where it was. One lock per commit lets
 several processes ask for the same adapter at once; one of them downloads, the others find it.
 """
 
@@ -98,8 +99,8 @@ def pull_base(
     folder = commit_folder(cache / "bases", info.repo_id, info.commit)
     with _locked(folder):
         if not folder.is_dir():
-            with new_folder(folder) as made:
-                _fetch(hub, info, made, base_files(info), progress)
+            with _growing(folder) as part:
+                _fetch(hub, info, part, base_files(info), progress)
     return folder, info.commit
 
 
@@ -192,16 +193,35 @@ def _download(
     names: list[str],
     progress: Callable[[int, int], None] | None,
 ) -> AdapterLayout:
-    with new_folder(folder) as made:
-        _fetch(hub, info, made, names, progress)
-        gate(made, None)
+    with _growing(folder) as part:
+        _fetch(hub, info, part, names, progress)
+        gate(part, None)
     return read_layout(folder)
+
+
+@contextmanager
+def _growing(folder: Path) -> Iterator[Path]:
+    """A folder that becomes `folder` at the end.
+
+    Whatever stops the work leaves it, for the next try to go on with; only faults of the content end it.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    part.mkdir(exist_ok=True)
+    try:
+        yield part
+    except (AdapterError, IntegrityError):
+        shutil.rmtree(part)
+        raise
+    part.rename(folder)
 
 
 def _fetch(
     hub: Hub, info: RepoInfo, target: Path, names: list[str], progress: Callable[[int, int], None] | None
 ) -> None:
     total, done = sum(info.files[name].size_bytes for name in names), 0
+    for left in [path for path in target.rglob("*") if not path.is_dir()]:
+        if left.is_symlink() or left.relative_to(target).as_posix() not in names:
+            left.unlink()  # not of a download of ours
 
     def count(chunk: int) -> None:
         nonlocal done

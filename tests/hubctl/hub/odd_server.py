@@ -97,6 +97,36 @@ class CuttingProxy:
         request.wfile.write(body)
 
 
+class StallingProxy:
+    """Hands requests on to `endpoint`, but stops in the middle of the first download of `name`."""
+
+    def __init__(self, endpoint: str, name: str, after: int) -> None:
+        self.go_on = threading.Event()
+        """Ends the stop, by breaking the connection."""
+        self.ranges: list[str | None] = []
+        """The Range header of each download of `name`."""
+        self.others: list[str] = []
+        """Other files that were asked for."""
+        self._target = urlsplit(endpoint)
+        self._name = name
+        self._after = after
+
+    def __call__(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer one request."""
+        response, body = _passed_on(request, self._target)
+        _begin(request, response)
+        if request.command == "GET" and request.path.endswith(self._name):
+            self.ranges.append(request.headers.get("Range"))
+            if len(self.ranges) == 1:
+                request.wfile.write(body[: self._after])
+                self.go_on.wait()
+                request.close_connection = True
+                return
+        elif "/resolve/" in request.path:
+            self.others.append(request.path.rpartition("/")[2])
+        request.wfile.write(body)
+
+
 def _passed_on(
     request: BaseHTTPRequestHandler, target: SplitResult
 ) -> tuple[http.client.HTTPResponse, bytes]:

@@ -24,6 +24,7 @@ from hubctl.cli.registry import registry
 from hubctl.cli.remote import remote
 from hubctl.cli.serve import generate, segment, serve
 from hubctl.cli.train import train
+from hubctl.cli.verify import verify
 from hubctl.errors import (
     AccessError,
     AdapterError,
@@ -161,7 +162,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, push, pull, lock, list_, show, tag, branch, move, remove, inspect, check,
+    demo, train, push, pull, lock, verify, list_, show, tag, branch, move, remove, inspect, check,
     diff, convert, merge, resize, serve, generate, segment,
     login, whoami, remote, registry, bench, doctor, completion,
 ):  # fmt: skip

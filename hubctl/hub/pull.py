@@ -22,6 +22,7 @@ from hubctl.adapter.layout import AdapterLayout, read_layout
 from hubctl.adapter.package import new_folder
 from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
 from hubctl.hub.client import AdapterInfo, Hub, RepoInfo
+from hubctl.hub.verify import write_promises
 from hubctl.refs import AdapterRef, PinnedRef
 from hubctl.settings import environment
 
@@ -100,7 +101,8 @@ def pull_base(
     with _locked(folder):
         if not folder.is_dir():
             with _growing(folder) as part:
-                _fetch(hub, info, part, base_files(info), progress)
+                _fetch(hub, info, part, names := base_files(info), progress)
+                write_promises(folder, info, names)
     return folder, info.commit
 
 
@@ -196,6 +198,7 @@ def _download(
     with _growing(folder) as part:
         _fetch(hub, info, part, names, progress)
         gate(part, None)
+        write_promises(folder, info, names)
     return read_layout(folder)
 
 

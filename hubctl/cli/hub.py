@@ -12,6 +12,7 @@ from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, ago, human_bytes, json_option
 
 if TYPE_CHECKING:
+    from hubctl.hub.preflight import Plan
     from hubctl.hub.pull import Pulled
 
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     help="What the folder holds: an adapter, or a base model.",
 )
 @click.option("-m", "--message", help="Of the commit.")
+@click.option("--tag", metavar="NAME", help="Also give the commit this name, for example v1.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would change, and send nothing.")
 @remote_option
 @json_option
 @click.pass_obj
@@ -36,25 +39,35 @@ def push(
     private: bool,
     kind: Any,
     message: str | None,
+    tag: str | None,
+    dry_run: bool,
     remote: str | None,
 ) -> None:
     """Check an adapter folder, then upload it to the registry.
 
     The repository becomes exactly the folder, in one commit. Refused, with the reason: pickles, NaN, weights
-    that do not fit the base, a card that names no base.
+    that do not fit the base, a card that names no base, a text that holds a token or private key.
 
     \b
     Examples:
       hubctl push my-lora
       hubctl push my-lora --repo alice/line-art --private
+      hubctl push my-lora --dry-run
+      hubctl push my-lora --tag v1
       hubctl push my-base --kind base --repo alice/my-base
     """
+    from hubctl.hub.push import plan_push
     from hubctl.hub.push import push as push_folder
     from hubctl.hub.remotes import connect
 
     hub = connect(remote)
+    if dry_run:
+        _show_plan(output, plan_push(hub, folder, repo, kind=kind, tag=tag))
+        return
     with output.progress(None, f"Checking {folder}") as bar:
-        pushed = push_folder(hub, folder, repo, kind=kind, private=private, message=message, stage=bar.say)
+        pushed = push_folder(
+            hub, folder, repo, kind=kind, private=private, message=message, tag=tag, stage=bar.say
+        )
     did = "is up to date already" if pushed.unchanged else "pushed"
     output.result(
         {"repo": pushed.repo_id, "commit": pushed.commit, "url": pushed.url, "unchanged": pushed.unchanged},
@@ -62,6 +75,22 @@ def push(
         quiet="repo",
     )
     output.note(f"  next: {_use(pushed.repo_id, folder, kind)}")
+
+
+def _show_plan(output: Output, plan: Plan) -> None:
+    parent = (
+        f"after {plan.parent[:12]}" if plan.parent else "the first commit; the repository is made if missing"
+    )
+    output.note(f"{plan.repo_id}: {'nothing to push' if plan.unchanged else parent}")
+    output.table(
+        [
+            {"path": path, "change": change, "size_bytes": plan.sizes.get(path), "parent": plan.parent}
+            for path, change in plan.changes.items()
+        ],
+        {"path": "file", "change": "change", "size_bytes": "size"},
+        formats={"size_bytes": lambda size: "-" if size is None else human_bytes(size)},
+    )
+    output.note("  nothing was sent")
 
 
 @click.command()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +35,7 @@ from hubctl.hub.records import (
     RepoInfo,
     pick_weights,
 )
+from hubctl.hub.session import prepare, time_limits
 from hubctl.refs import AdapterRef, PinnedRef
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ if TYPE_CHECKING:
 
 RefKind = Literal["tag", "branch"]
 
-CONNECT_TIMEOUT_S = 4.0
-"""A dead endpoint is reported after this long, not after huggingface_hub's minutes of retries."""
-READ_TIMEOUT_S = 60.0
-"""Between two bytes; a commit of many files keeps a registry busy for a while before it answers."""
 DOWNLOAD_TRIES = 3
 CHUNK_BYTES = 1 << 20
 HEADER_READ_BYTES = 256 << 10
@@ -87,7 +83,7 @@ class Hub:
         """
         with self._translated(str(ref)):
             found = self._api().model_info(
-                ref.repo_id, revision=ref.revision, files_metadata=True, timeout=_time_limits()
+                ref.repo_id, revision=ref.revision, files_metadata=True, timeout=time_limits()
             )
         if not found.sha:
             raise NotFoundError(
@@ -206,10 +202,10 @@ class Hub:
         api = self._api()
         with self._translated(repo_id):
             try:
-                before = api.model_info(repo_id, timeout=_time_limits())
+                before = api.model_info(repo_id, timeout=time_limits())
             except RepositoryNotFoundError:
                 api.create_repo(repo_id, private=private, exist_ok=True)
-                before = api.model_info(repo_id, timeout=_time_limits())
+                before = api.model_info(repo_id, timeout=time_limits())
         if private and not before.private:
             raise ConflictError(f"{repo_id} exists already and is public", hint="choose another --repo")
         stale = {s.rfilename for s in before.siblings or ()} - set(files) - {".gitattributes"}
@@ -239,6 +235,14 @@ class Hub:
             url=f"{self.endpoint}/{repo_id}",
             unchanged=commit.oid == before.sha,
         )
+
+    def check_write(self, repo_id: str) -> None:
+        """Raise `AccessError` when this token may not write to `repo_id`, which may be missing yet."""
+        try:
+            with self._translated(repo_id):
+                self._api().auth_check(repo_id, write=True)
+        except NotFoundError:
+            pass  # to be created; or a registry that does not know the question, and will say so later
 
     def delete(self, repo_id: str) -> None:
         """Delete a repository with its history."""
@@ -348,7 +352,7 @@ class Hub:
     # -- inside
 
     def _api(self) -> HfApi:
-        _prepare()
+        prepare()
         from huggingface_hub import HfApi
 
         # False, not None: None would send the login of another endpoint.
@@ -356,7 +360,7 @@ class Hub:
 
     def _reach(self) -> None:
         """Fail now if nobody answers: huggingface_hub retries a listing for half a minute otherwise."""
-        _prepare()
+        prepare()
         from huggingface_hub.utils._http import get_session
 
         with self._translated("the listing"):
@@ -415,7 +419,7 @@ class Hub:
 
     @contextmanager
     def _open(self, info: RepoInfo, path: str, *, wanted: str | None) -> Iterator[httpx2.Response]:
-        _prepare()
+        prepare()
         from huggingface_hub import hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.utils._headers import build_hf_headers
@@ -459,39 +463,6 @@ def hf_login() -> str | None:
 
     stored = Path(constants.HF_TOKEN_PATH)  # not get_token(): that prefers HF_TOKEN, which is HF_ENDPOINT's
     return (stored.read_text(encoding="utf-8").strip() or None) if stored.is_file() else None
-
-
-def _time_limits() -> Any:
-    """For one request. huggingface_hub says it wants seconds, and hands on what it gets."""
-    import httpx2
-
-    return httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
-
-
-_prepared = False
-_prepare_lock = threading.Lock()
-
-
-def _prepare() -> None:
-    """Once per process: time limits for huggingface_hub's shared HTTP client, and no printing by it."""
-    global _prepared
-    with _prepare_lock:
-        if _prepared:
-            return
-        from huggingface_hub import set_client_factory
-        from huggingface_hub.utils import logging
-        from huggingface_hub.utils._http import default_client_factory
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        def with_time_limits() -> httpx2.Client:
-            client = default_client_factory()  # its own limit is none at all
-            client.timeout = _time_limits()
-            return client
-
-        set_client_factory(with_time_limits)
-        disable_progress_bars()
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        _prepared = True
 
 
 __all__ = ["AdapterInfo", "AdapterSummary", "FileInfo", "Hub", "Pushed", "RepoInfo"]

@@ -15,12 +15,13 @@ from hubctl.adapter.check import Fit, check_fit
 from hubctl.adapter.gate import gate, gate_headers, refuse_misfit, refuse_unsafe_files
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
-from hubctl.errors import AdapterError, InputError, NotFoundError
+from hubctl.errors import AdapterError, ConflictError, InputError, NotFoundError
 from hubctl.families import detect_family
 from hubctl.hub.client import Hub, Pushed
 from hubctl.hub.headers import base_shapes
+from hubctl.hub.preflight import Plan, changes, refuse_secrets
 from hubctl.hub.pull import check_name
-from hubctl.refs import check_repo_id
+from hubctl.refs import AdapterRef, check_repo_id
 
 Kind = Literal["adapter", "base"]
 Stage = Callable[[str], None]
@@ -52,18 +53,42 @@ def push(
     kind: Kind = "adapter",
     private: bool = False,
     message: str | None = None,
+    tag: str | None = None,
     stage: Stage = lambda text: None,
 ) -> Pushed:
     """Upload `folder` as `repo_id` (the user's own name and the folder's, when None).
 
-    Nothing is sent before the folder has passed: an adapter must be sound, name its base and fit it; a base
-    must be one that hubctl runs, in safetensors. `stage` hears what happens, in words.
+    Nothing is sent before `plan_push` has passed. `tag` becomes a name of the commit. `stage` hears what
+    happens, in words.
 
     Raises:
         AccessError: no token, a wrong one, or no right to write there.
-        AdapterError: the folder is refused; the message says why.
+        AdapterError, InputError: the folder is refused; the message says why.
+        ConflictError: there is a tag of this name at another commit.
         NotFoundError: the folder, or the base that the card names, is not there.
         UnavailableError: the registry cannot be reached.
+    """
+    plan = plan_push(hub, folder, repo_id, kind=kind, tag=tag)
+    size = sum(plan.sizes.values()) / 1e6
+    stage(f"Uploading {len(plan.sizes)} files, {size:.1f} MB, as {plan.repo_id} to {hub.name}")
+    pushed = hub.create_and_upload(
+        folder_files(folder),
+        plan.repo_id,
+        message=message or f"Push {folder.resolve().name} with hubctl",
+        private=private,
+    )
+    if tag and hub.refs(plan.repo_id, "tag").get(tag) != pushed.commit:
+        hub.add_ref(AdapterRef(plan.repo_id, pushed.commit), "tag", tag)
+    return pushed
+
+
+def plan_push(
+    hub: Hub, folder: Path, repo_id: str | None = None, *, kind: Kind = "adapter", tag: str | None = None
+) -> Plan:
+    """All that can be said before a byte is sent: whether `folder` may be pushed, and what that would change.
+
+    An adapter must be sound, name its base and fit it; a base must be one that hubctl runs, in safetensors.
+    No text may hold a secret, and the token must be allowed to write. Raises what `push` raises.
     """
     if not folder.is_dir():
         raise NotFoundError(
@@ -72,6 +97,7 @@ def push(
     if repo_id is not None:
         check_repo_id(repo_id)
     files = folder_files(folder)
+    refuse_secrets(files)
     if kind == "base":
         check_base(folder)
     else:
@@ -79,11 +105,24 @@ def push(
     hub.need_token(f"push {folder}")
     if repo_id is None:
         repo_id = default_repo_id(hub.whoami(), folder)
-    size = sum(path.stat().st_size for path in files.values())
-    stage(f"Uploading {len(files)} files, {size / 1e6:.1f} MB, as {repo_id} to {hub.name}")
-    return hub.create_and_upload(
-        files, repo_id, message=message or f"Push {folder.resolve().name} with hubctl", private=private
+    hub.check_write(repo_id)
+    try:
+        info = hub.repo_info(AdapterRef(repo_id))
+    except NotFoundError:
+        info = None
+    plan = Plan(
+        repo_id=repo_id,
+        parent=info.commit if info else None,
+        changes=changes(files, info.files if info else {}),
+        sizes={name: path.stat().st_size for name, path in files.items()},
     )
+    there = hub.refs(repo_id, "tag").get(tag) if tag and info else None
+    if there and not (plan.unchanged and there == plan.parent):
+        raise ConflictError(
+            f"{repo_id} has a tag '{tag}' at {there[:12]}",
+            hint=f"choose another --tag, or hubctl tag {repo_id} {tag} --delete",
+        )
+    return plan
 
 
 def compare(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from hubctl.adapter.card import first_base_model
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, WEIGHTS_PEFT
 from hubctl.errors import AdapterError, IntegrityError
 from hubctl.refs import PinnedRef
+
+READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +102,21 @@ def pick_weights(info: RepoInfo) -> str:
         f"{info.repo_id} holds {'several' if others else 'no'} safetensors weights",
         hint=f"hubctl reads {WEIGHTS_DIFFUSERS} or {WEIGHTS_PEFT}; pickles are never taken",
     )
+
+
+def keeps(path: Path, promise: FileInfo) -> bool:
+    """Whether the file at `path` is what `promise` says."""
+    if path.stat().st_size != promise.size_bytes:
+        return False
+    digest = Digest(promise, path.name)
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    try:
+        digest.check(path.name)
+    except IntegrityError:
+        return False
+    return True
 
 
 class Digest:

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubctl.errors import InputError, IntegrityError, NotFoundError
-from hubctl.hub.records import Digest, FileInfo, RepoInfo
+from hubctl.errors import InputError, NotFoundError
+from hubctl.hub.records import FileInfo, RepoInfo, keeps
 from hubctl.refs import AdapterRef
 from hubctl.settings import from_mapping
 
 KINDS = {"adapters": "adapter", "bases": "base"}
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,21 +76,9 @@ def _faults(folder: Path) -> dict[str, str]:
     for name, promise in promised.items():
         if name not in here:
             faults[name] = "missing"
-        elif not _keeps(here[name], promise):
+        elif not keeps(here[name], promise):
             faults[name] = "changed"
     return dict(sorted(faults.items()))
-
-
-def _keeps(path: Path, promise: FileInfo) -> bool:
-    digest = Digest(promise, path.name)
-    with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-    try:
-        digest.check(path.name)
-    except IntegrityError:
-        return False
-    return True
 
 
 def _promises(folder: Path) -> Path:

@@ -1,0 +1,47 @@
+"""huggingface_hub's HTTP client, set up once per process: it gives up in time, and prints nothing."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import httpx2
+
+CONNECT_TIMEOUT_S = 4.0
+"""A dead endpoint is reported after this long, not after huggingface_hub's minutes of retries."""
+READ_TIMEOUT_S = 60.0
+"""Between two bytes; a commit of many files keeps a registry busy for a while before it answers."""
+
+
+def time_limits() -> Any:
+    """For one request. huggingface_hub says it wants seconds, and hands on what it gets."""
+    import httpx2
+
+    return httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+
+
+_prepared = False
+_prepare_lock = threading.Lock()
+
+
+def prepare() -> None:
+    """Once per process: time limits for huggingface_hub's shared HTTP client, and no printing by it."""
+    global _prepared
+    with _prepare_lock:
+        if _prepared:
+            return
+        from huggingface_hub import set_client_factory
+        from huggingface_hub.utils import logging
+        from huggingface_hub.utils._http import default_client_factory
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        def withtime_limits() -> httpx2.Client:
+            client = default_client_factory()  # its own limit is none at all
+            client.timeout = time_limits()
+            return client
+
+        set_client_factory(withtime_limits)
+        disable_progress_bars()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        _prepared = True

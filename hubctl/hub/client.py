@@ -314,7 +314,7 @@ class Hub:
         try:
             self._complete(info, path, target, on_bytes)
         except IntegrityError:
-            target.unlink()
+            target.unlink(missing_ok=True)
             if not kept:
                 raise
             on_bytes(-size)

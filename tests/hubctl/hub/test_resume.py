@@ -16,6 +16,7 @@ from hubctl.errors import IntegrityError, UnavailableError
 from hubctl.hub.client import Hub
 from hubctl.hub.pull import pull
 from hubctl.hub.push import push
+from hubctl.hub.records import FileInfo, RepoInfo
 from hubctl.refs import AdapterRef
 from hubctl.settings import child_environment
 from tests.adapters import contents, write_adapter, write_base
@@ -139,6 +140,17 @@ def test_a_registry_that_sends_no_parts_is_read_from_the_start(hub: Hub, pushed:
         pulled = pull(through(endpoint, hub), pushed.ref, cache=pushed.cache)
     assert proxy.of(BIG) == [4 * MIB]
     assert contents(pulled.path) == contents(pushed.folder)
+
+
+def test_a_file_without_a_hash_is_not_asked_for(tmp_path: Path) -> None:
+    promise = FileInfo(size_bytes=3, sha256=None, git_sha1=None)
+    info = RepoInfo(
+        repo_id="a/b", revision="main", commit="0" * 40, files={"x.txt": promise}, card={}, task=None,
+        tags=(), private=False, updated=None,
+    )  # fmt: skip
+    with pytest.raises(IntegrityError, match="states no hash"):
+        Hub("http://127.0.0.1:9", None, "nobody").download(info, "x.txt", tmp_path / "x.txt")
+    assert not (tmp_path / "x.txt").exists()
 
 
 def test_wrong_bytes_do_not_stay(hub: Hub, pushed: Pushed, registry: RegistryServer) -> None:

@@ -12,6 +12,7 @@ import click
 import hubctl
 from hubctl import settings
 from hubctl.cli.bench import bench
+from hubctl.cli.cache import cache
 from hubctl.cli.convert import convert, diff, merge, resize
 from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
@@ -164,7 +165,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 for _command in (
     demo, train, push, pull, lock, verify, list_, show, tag, branch, move, remove, inspect, check,
     diff, convert, merge, resize, serve, generate, segment,
-    login, whoami, remote, registry, bench, doctor, completion,
+    login, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

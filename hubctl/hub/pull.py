@@ -10,6 +10,7 @@ several processes ask for the same adapter at once; one of them downloads, the o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -75,6 +76,7 @@ def pull(
     folder = commit_folder(cache / "adapters", pinned.repo_id, pinned.commit)
     with _locked(folder):
         if (layout := _cached(folder, pinned)) is not None:
+            os.utime(folder)  # when it was last used, for whoever makes room in the cache
             return Pulled(path=folder, pinned=pinned, layout=layout, cached=True)
         if info is None:
             info = hub.adapter_info(AdapterRef(pinned.repo_id, pinned.commit))
@@ -103,6 +105,7 @@ def pull_base(
             with _growing(folder) as part:
                 _fetch(hub, info, part, names := base_files(info), progress)
                 write_promises(folder, info, names)
+        os.utime(folder)
     return folder, info.commit
 
 

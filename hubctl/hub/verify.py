@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubctl.errors import InputError, NotFoundError
+from hubctl.hub.cache import KINDS
 from hubctl.hub.records import FileInfo, RepoInfo, keeps
 from hubctl.refs import AdapterRef
 from hubctl.settings import from_mapping
-
-KINDS = {"adapters": "adapter", "bases": "base"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,140 @@
+"""The cache's commits: what lies there, what is pinned, and what goes when room is needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubctl.errors import NotFoundError
+from hubctl.refs import AdapterRef
+
+KINDS = {"adapters": "adapter", "bases": "base"}
+GRACE_S = 600.0
+"""What was asked for this lately may just be being read: pulled, but not loaded yet."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One commit in the cache, or the beginning of one."""
+
+    kind: str
+    repo_id: str
+    commit: str
+    path: Path
+    size_bytes: int
+    used_s: float
+    """When it was last pulled or found, in seconds since 1970."""
+    pinned: bool
+    whole: bool
+    """False for what a stopped download left."""
+
+
+def entries(cache: Path) -> list[Entry]:
+    """Everything in the cache, the latest used first."""
+    found = []
+    for where, kind in KINDS.items():
+        for path in (cache / where).glob("*/*/*"):
+            commit = path.name.removeprefix(".").removesuffix(".part")
+            whole = path.name == commit
+            if path.is_dir() and path.name in (commit, f".{commit}.part"):
+                found.append(
+                    Entry(
+                        kind=kind,
+                        repo_id="/".join(path.parts[-3:-1]),
+                        commit=commit,
+                        path=path,
+                        size_bytes=_size(path),
+                        used_s=path.stat().st_mtime,
+                        pinned=_pin(path.with_name(commit)).exists(),
+                        whole=whole,
+                    )
+                )
+    return sorted(found, key=lambda entry: (-entry.used_s, str(entry.path)))
+
+
+def matching(found: Sequence[Entry], ref: AdapterRef, cache: Path) -> list[Entry]:
+    """The whole commits of `found` that `ref` can mean: all of a repository, or those of a (short) commit id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    named = [
+        entry
+        for entry in found
+        if entry.whole and entry.repo_id == ref.repo_id and entry.commit.startswith(ref.revision or "")
+    ]
+    if not named:
+        raise NotFoundError(f"{ref} is not in {cache}", hint=f"hubctl pull {ref}")
+    return named
+
+
+def to_evict(
+    found: Sequence[Entry], quota_bytes: int, now_s: float, held: Collection[Path] = ()
+) -> list[Entry]:
+    """What has to go so that the rest is at most `quota_bytes`: the longest unused first.
+
+    Never what is pinned, `held` by another process, or was used within `GRACE_S`; so the rest can be more.
+    """
+    total = sum(entry.size_bytes for entry in found)
+    gone = []
+    for entry in sorted(found, key=lambda entry: (entry.used_s, str(entry.path))):
+        if total <= quota_bytes:
+            break
+        if not entry.pinned and entry.path not in held and now_s - entry.used_s >= GRACE_S:
+            gone.append(entry)
+            total -= entry.size_bytes
+    return gone
+
+
+def evict(cache: Path, quota_bytes: int, now_s: float) -> list[Entry]:
+    """Delete what `to_evict` names, and more in place of what turns out to be held; what was deleted."""
+    held: set[Path] = set()
+    gone = []
+    left = entries(cache)
+    while chosen := to_evict(left, quota_bytes, now_s, held):
+        entry = chosen[0]
+        if _delete(entry):
+            gone.append(entry)
+            left.remove(entry)
+        else:
+            held.add(entry.path)
+    return gone
+
+
+def set_pin(entry: Entry, *, pinned: bool) -> None:
+    """Keep `entry` from being evicted, or no longer."""
+    if pinned:
+        _pin(entry.path).touch()
+    else:
+        _pin(entry.path).unlink(missing_ok=True)
+
+
+def _delete(entry: Entry) -> bool:
+    """Delete a commit unless another process has it locked or has pinned it meanwhile."""
+    from filelock import FileLock, Timeout
+
+    whole = entry.path.with_name(entry.commit)
+    try:
+        with FileLock(entry.path.with_name(f".{entry.commit}.lock"), timeout=0):
+            if _pin(whole).exists():
+                return False
+            # Away in one step: whoever looks for it finds all of it, or nothing.
+            aside = entry.path.with_name(f".{entry.commit}-gone")
+            shutil.rmtree(aside, ignore_errors=True)  # of a deletion that was killed
+            entry.path.rename(aside)
+            shutil.rmtree(aside)
+            if entry.whole:
+                entry.path.with_name(f".{entry.commit}.json").unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
+
+
+def _pin(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.pinned")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -19,6 +19,7 @@ from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
 from hubctl.cli.inspect import check, inspect
 from hubctl.cli.lock import lock
+from hubctl.cli.logout import logout
 from hubctl.cli.output import Output
 from hubctl.cli.refs import branch, move, tag
 from hubctl.cli.registry import registry
@@ -165,7 +166,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 for _command in (
     demo, train, push, pull, lock, verify, list_, show, tag, branch, move, remove, inspect, check,
     diff, convert, merge, resize, serve, generate, segment,
-    login, whoami, remote, cache, registry, bench, doctor, completion,
+    login, logout, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)
 

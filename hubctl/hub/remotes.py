@@ -128,6 +128,15 @@ def save_token(home: Path, url: str, token: str) -> None:
     _write_tokens(home, {**_read_tokens(home), url: token})
 
 
+def forget_token(home: Path, url: str) -> bool:
+    """Take the token of `url` away; whether there was one."""
+    tokens = _read_tokens(home)
+    if tokens.pop(url, None) is None:
+        return False
+    _write_tokens(home, tokens)
+    return True
+
+
 def clean_token(text: str) -> str:
     """`text` without the white space around it.
 

@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,10 @@ from typing import Any, TypeVar
 from hubctl.errors import InputError
 
 T = TypeVar("T")
+
+SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+"""Bytes of the units that sizes may have."""
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +32,8 @@ class Environment:
     """`HUBCTL_HOME`, else `~/.hubctl`: remotes, tokens and, by default, the cache."""
     cache: Path
     """`HUBCTL_CACHE`, else `home/cache`."""
+    cache_quota: int | None
+    """`HUBCTL_CACHE_QUOTA`, as 20GB: bytes that the cache is brought back to after each download."""
     endpoint: str | None
     """`HF_ENDPOINT`."""
     endpoint_token: str | None = field(repr=False)
@@ -42,11 +50,28 @@ def environment() -> Environment:
     return Environment(
         home=home,
         cache=Path(cache).expanduser() if cache else home / "cache",
+        cache_quota=_cache_quota(os.environ.get("HUBCTL_CACHE_QUOTA")),
         endpoint=os.environ.get("HF_ENDPOINT") or None,
         endpoint_token=os.environ.get("HF_TOKEN") or None,
         token=os.environ.get("HUBCTL_TOKEN") or None,
         no_color=bool(os.environ.get("NO_COLOR")),
     )
+
+
+def read_amount(text: str, units: Mapping[str, int]) -> int | None:
+    """`1.5GB` in the smallest of `units` (in lower case; "" is no unit); None when it is no such amount."""
+    match = _AMOUNT.fullmatch(text.strip())
+    factor = units.get(match[2].lower()) if match else None
+    return int(float(match[1]) * factor) if match and factor else None
+
+
+def _cache_quota(text: str | None) -> int | None:
+    if not text:
+        return None
+    quota = read_amount(text, SIZES)
+    if quota is None:
+        raise InputError(f"HUBCTL_CACHE_QUOTA is '{text}'", hint="write it like 20GB, or unset it")
+    return quota
 
 
 def child_environment(**changes: str) -> dict[str, str]:

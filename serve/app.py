@@ -52,6 +52,7 @@ class EngineReplica:
 
     def __init__(self, base: BaseConfig, remote: str | None, locked: LockFile | None = None) -> None:
         # Heavy, and not needed by the processes that only deploy this class.
+        from hubctl.hub.cache import lease
         from hubctl.hub.pull import pull, pull_base
         from hubctl.hub.remotes import connect
         from serve.engine.engine import open_engine
@@ -65,7 +66,10 @@ class EngineReplica:
                     check_files(path, locked.adapters[pinned.repo_id], pinned.repo_id)
                 return path
 
-        self._engine = open_engine(locate_base(base.ref, fetch=partial(pull_base, hub)), base.engine, fetch)
+        model = locate_base(base.ref, fetch=partial(pull_base, hub))
+        if model.path.is_relative_to(cache):
+            self._lease = lease(model.path)  # adapters come and go, and must not push it out of the cache
+        self._engine = open_engine(model, base.engine, fetch)
         self._threads = ThreadPoolExecutor(base.ongoing_requests, thread_name_prefix="request")
 
     async def generate(self, request: ImageRequest) -> ImageResult:

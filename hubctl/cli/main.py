@@ -16,14 +16,16 @@ from hubctl.cli.cache import cache
 from hubctl.cli.convert import convert, diff, merge, resize
 from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
-from hubctl.cli.hub import list_, login, pull, push, remove, show, whoami
+from hubctl.cli.find import list_, search, show
+from hubctl.cli.hub import pull, push
 from hubctl.cli.inspect import check, inspect
 from hubctl.cli.lock import lock
-from hubctl.cli.logout import logout
+from hubctl.cli.login import login, logout, whoami
 from hubctl.cli.output import Output
 from hubctl.cli.refs import branch, move, tag
 from hubctl.cli.registry import registry
 from hubctl.cli.remote import remote
+from hubctl.cli.remove import remove
 from hubctl.cli.serve import generate, segment, serve
 from hubctl.cli.train import train
 from hubctl.cli.verify import verify
@@ -164,7 +166,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, push, pull, lock, verify, list_, show, tag, branch, move, remove, inspect, check,
+    demo, train, push, pull, lock, verify, list_, search, show, tag, branch, move, remove, inspect, check,
     diff, convert, merge, resize, serve, generate, segment,
     login, logout, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+from hubctl.settings import SIZES, read_amount
 
 
 class _Amount(click.ParamType[int]):
@@ -23,15 +22,14 @@ class _Amount(click.ParamType[int]):
         """Read `value`; a number that was read already (a default) stays."""
         if isinstance(value, int):
             return value
-        match = _AMOUNT.fullmatch(str(value).strip())
-        factor = self._units.get(match[2].lower()) if match else None
-        if match is None or factor is None:
+        amount = read_amount(str(value), self._units)
+        if amount is None:
             known = ", ".join(unit for unit in self._units if unit)
             self.fail(f"{value!r} is no {self.name}; write it like {self._example} ({known})", param, ctx)
-        return int(float(match[1]) * factor)
+        return amount
 
 
-SIZE = _Amount("size", {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}, "64MB")
+SIZE = _Amount("size", SIZES, "64MB")
 """Bytes."""
 SPAN = _Amount("time span", {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}, "30d")
 """Seconds; a bare number is refused, as nobody could tell what it means."""

@@ -12,15 +12,18 @@ from hubctl.cli.output import Output, json_option
 if TYPE_CHECKING:
     from hubctl.hub.client import RefKind
 
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+
 
 @click.command()
 @click.argument("ref", metavar="OWNER/NAME[@REV]")
 @click.argument("name", required=False)
 @click.option("--delete", is_flag=True, help="Take the tag away; its commit stays.")
+@_dry_run
 @remote_option
 @json_option
 @click.pass_obj
-def tag(output: Output, ref: str, name: str | None, delete: bool, remote: str | None) -> None:
+def tag(output: Output, ref: str, name: str | None, delete: bool, dry_run: bool, remote: str | None) -> None:
     """List a repository's tags, or give a commit the tag NAME: a name that does not move.
 
     \b
@@ -30,17 +33,20 @@ def tag(output: Output, ref: str, name: str | None, delete: bool, remote: str | 
       hubctl tag alice/line-art@dev v2-beta
       hubctl tag alice/line-art v1 --delete
     """
-    _name(output, "tag", ref, name, delete=delete, remote=remote)
+    _name(output, "tag", ref, name, delete=delete, dry_run=dry_run, remote=remote)
 
 
 @click.command()
 @click.argument("ref", metavar="OWNER/NAME[@REV]")
 @click.argument("name", required=False)
 @click.option("--delete", is_flag=True, help="Take the branch away; commits that nothing else names go.")
+@_dry_run
 @remote_option
 @json_option
 @click.pass_obj
-def branch(output: Output, ref: str, name: str | None, delete: bool, remote: str | None) -> None:
+def branch(
+    output: Output, ref: str, name: str | None, delete: bool, dry_run: bool, remote: str | None
+) -> None:
     """List a repository's branches, or start the branch NAME at a commit.
 
     \b
@@ -50,16 +56,17 @@ def branch(output: Output, ref: str, name: str | None, delete: bool, remote: str
       hubctl branch alice/line-art@v1 fixes
       hubctl branch alice/line-art dev/softer --delete
     """
-    _name(output, "branch", ref, name, delete=delete, remote=remote)
+    _name(output, "branch", ref, name, delete=delete, dry_run=dry_run, remote=remote)
 
 
 @click.command()
 @click.argument("old", metavar="OWNER/NAME")
 @click.argument("new", metavar="NEW-OWNER/NEW-NAME")
+@_dry_run
 @remote_option
 @json_option
 @click.pass_obj
-def move(output: Output, old: str, new: str, remote: str | None) -> None:
+def move(output: Output, old: str, new: str, dry_run: bool, remote: str | None) -> None:
     """Give a repository another name, or another owner; its commits keep their ids.
 
     \b
@@ -71,14 +78,27 @@ def move(output: Output, old: str, new: str, remote: str | None) -> None:
     from hubctl.refs import check_repo_id
 
     hub = connect(remote)
-    hub.move(check_repo_id(old), check_repo_id(new))
-    output.result({"from": old, "to": new}, text=f"{old} is {new} now", quiet="to")
+    hub.check_move(check_repo_id(old), check_repo_id(new))
+    if not dry_run:
+        hub.move(old, new)
+    output.result(
+        {"from": old, "to": new, "dry_run": dry_run},
+        text=f"{old} {'would be' if dry_run else 'is'} {new} now",
+        quiet="to",
+    )
 
 
 def _name(
-    output: Output, kind: RefKind, text: str, name: str | None, *, delete: bool, remote: str | None
+    output: Output,
+    kind: RefKind,
+    text: str,
+    name: str | None,
+    *,
+    delete: bool,
+    dry_run: bool,
+    remote: str | None,
 ) -> None:
-    from hubctl.errors import InputError
+    from hubctl.errors import InputError, NotFoundError
     from hubctl.hub.remotes import connect
     from hubctl.refs import AdapterRef
 
@@ -98,12 +118,23 @@ def _name(
         return
     AdapterRef.parse(f"{ref.repo_id}@{name}")  # a name that no command could use later is refused now
     if delete:
-        hub.delete_ref(ref.repo_id, kind, name)
-        output.result({"deleted": name, "repo": ref.repo_id}, text=f"{kind} {name} is gone", quiet="deleted")
+        if not dry_run:
+            hub.delete_ref(ref.repo_id, kind, name)
+        elif name not in hub.refs(ref.repo_id, kind):
+            raise NotFoundError(f"{ref.repo_id} has no {kind} {name}", hint=f"hubctl {kind} {ref.repo_id}")
+        output.result(
+            {"deleted": name, "repo": ref.repo_id, "dry_run": dry_run},
+            text=f"{kind} {name} {'would go' if dry_run else 'is gone'}",
+            quiet="deleted",
+        )
         return
-    commit = hub.add_ref(ref, kind, name)
+    if dry_run:
+        hub.check_ref_free(ref.repo_id, kind, name)
+        commit = hub.repo_info(ref).commit
+    else:
+        commit = hub.add_ref(ref, kind, name)
     output.result(
-        {"name": name, "repo": ref.repo_id, "commit": commit},
-        text=f"{ref.repo_id}@{name} is {commit[:12]}",
+        {"name": name, "repo": ref.repo_id, "commit": commit, "dry_run": dry_run},
+        text=f"{ref.repo_id}@{name} {'would be' if dry_run else 'is'} {commit[:12]}",
         quiet="commit",
     )

@@ -59,11 +59,18 @@ def fsck(output: Output, root: Path, quick: bool, quarantine: bool) -> None:
     show_default=True,
     help="Leave what was uploaded or used in this time; uploads must not take longer.",
 )
+@click.option(
+    "--keep-removed",
+    type=SPAN,
+    default="30d",
+    show_default=True,
+    help="How long a removed repository can be restored; 0s forgets all of them now.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @json_option
 @click.pass_obj
-def gc(output: Output, root: Path, older_than: int, dry_run: bool) -> None:
-    """Remove what no branch or tag leads to: commits, files, chunks that Xet clients sent.
+def gc(output: Output, root: Path, older_than: int, keep_removed: int, dry_run: bool) -> None:
+    """Remove what no branch or tag leads to: commits, files, chunks that Xet clients sent; old removals.
 
     Clients send their chunks anew afterwards; an upload that runs meanwhile may have to be started again.
 
@@ -80,7 +87,8 @@ def gc(output: Output, root: Path, older_than: int, dry_run: bool) -> None:
     from hubctl.registry.database import stamp
     from hubctl.registry.gc import collect
 
-    moment = datetime.now(UTC) - timedelta(seconds=older_than)
+    now = datetime.now(UTC)
+    moment = now - timedelta(seconds=older_than)
     with opened(root, must_exist=True) as db:
         gone = collect(
             db,
@@ -88,12 +96,14 @@ def gc(output: Output, root: Path, older_than: int, dry_run: bool) -> None:
             FileStore(root / "xorbs"),
             before=stamp(moment),
             before_s=moment.timestamp(),
+            removed_before=stamp(now - timedelta(seconds=keep_removed)),
             dry_run=dry_run,
         )
+    what = f"{gone.repositories} repositories, {gone.commits} commits, {gone.blobs} files"
+    rest = f"{gone.xorbs} xorbs and {gone.drafts} unfinished uploads: {human_bytes(gone.freed_bytes)}"
     output.result(
         {**dataclasses.asdict(gone), "dry_run": dry_run},
-        text=f"{'would remove' if dry_run else 'removed'} {gone.commits} commits, {gone.blobs} files, "
-        f"{gone.xorbs} xorbs and {gone.drafts} unfinished uploads: {human_bytes(gone.freed_bytes)}",
+        text=f"{'would remove' if dry_run else 'removed'} {what}, {rest}",
         quiet="freed_bytes",
     )
 

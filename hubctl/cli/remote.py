@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hubctl.cli.hub import ask_token
+from hubctl.cli.login import ask_token
 from hubctl.cli.output import Output, json_option
 
 
@@ -35,7 +35,8 @@ def add(output: Output, name: str, url: str, token_stdin: bool, use: bool) -> No
       hubctl remote add local http://127.0.0.1:8765 --use
       hubctl remote add team https://hub.example.org --token-stdin < token.txt
     """
-    from hubctl.hub.remotes import add_remote, normal_url, save_token, sends_in_clear
+    from hubctl.hub.remotes import add_remote, normal_url, sends_in_clear
+    from hubctl.hub.tokens import save_token
     from hubctl.settings import environment
 
     home = environment().home
@@ -44,7 +45,7 @@ def add(output: Output, name: str, url: str, token_stdin: bool, use: bool) -> No
     login = ask_token(name, True, None, normal_url(url)) if token_stdin else None
     added = add_remote(home, name, url, use=use)
     if login:
-        save_token(home, added.url, login[0])
+        save_token(home, added.url, *login)
     output.result(
         {"name": added.name, "url": added.url, "current": added.current, "user": login[1] if login else None},
         text=f"remote {added.name} is {added.url}"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from hubctl.errors import NotFoundError
 from hubctl.refs import AdapterRef
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 KINDS = {"adapters": "adapter", "bases": "base"}
 GRACE_S = 600.0
@@ -111,14 +117,29 @@ def set_pin(entry: Entry, *, pinned: bool) -> None:
         _pin(entry.path).unlink(missing_ok=True)
 
 
+def lease(folder: Path) -> BaseFileLock:
+    """Keep the commit in `folder` from being evicted until this process ends or releases the lease."""
+    from filelock import FileLock
+
+    held = FileLock(folder.with_name(f".{folder.name}.lease-{uuid4().hex}"))
+    held.acquire()
+    return held
+
+
+def make_room(cache: Path, quota_bytes: int | None) -> None:
+    """Bring the cache within its quota, if it has one and as far as `to_evict` lets it."""
+    if quota_bytes is not None:
+        evict(cache, quota_bytes, time.time())
+
+
 def _delete(entry: Entry) -> bool:
-    """Delete a commit unless another process has it locked or has pinned it meanwhile."""
+    """Delete a commit unless another process has it locked or leased, or has pinned it meanwhile."""
     from filelock import FileLock, Timeout
 
     whole = entry.path.with_name(entry.commit)
     try:
         with FileLock(entry.path.with_name(f".{entry.commit}.lock"), timeout=0):
-            if _pin(whole).exists():
+            if _pin(whole).exists() or _leased(whole):
                 return False
             # Away in one step: whoever looks for it finds all of it, or nothing.
             aside = entry.path.with_name(f".{entry.commit}-gone")
@@ -130,6 +151,19 @@ def _delete(entry: Entry) -> bool:
     except Timeout:
         return False
     return True
+
+
+def _leased(folder: Path) -> bool:
+    """Whether a living process has leased it; leases of those that are gone are cleared away."""
+    from filelock import FileLock, Timeout
+
+    for path in folder.parent.glob(f".{folder.name}.lease-*"):
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)
+        except Timeout:
+            return True
+    return False
 
 
 def _pin(folder: Path) -> Path:

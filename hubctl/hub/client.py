@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,29 +127,18 @@ class Hub:
             pinned=PinnedRef(info.repo_id, info.revision, info.commit, sha256),
         )
 
-    def list_adapters(
-        self,
-        search: str | None = None,
-        author: str | None = None,
-        base_model: str | None = None,
-        limit: int = 100,
-        *,
-        everything: bool = False,
-    ) -> list[AdapterSummary]:
-        """Adapters on this registry, the latest first; with `everything` the base models too."""
-        # The public hub has millions of models: there, let it select. A registry of one's own may hold
-        # adapters without tags, so there we look at the cards.
-        public = self.endpoint == "https://huggingface.co"
-        wanted = f"base_model:adapter:{base_model}" if base_model else "lora"
+    def models(
+        self, *, search: str | None, author: str | None, tags: Sequence[str], limit: int | None
+    ) -> Iterator[AdapterSummary]:
+        """What the registry lists, the latest first; fetched page by page, as far as it is read."""
         self._reach()
-        found = []
         with self._translated("the listing"):
             for model in self._api().list_models(
                 search=search,
                 author=author,
-                filter=wanted if public and not everything else None,
+                filter=list(tags) or None,
                 sort="last_modified",
-                limit=limit if public else None,
+                limit=limit,
                 expand=[
                     "author",
                     "cardData",
@@ -162,26 +151,18 @@ class Hub:
                 ],
             ):
                 card = _card(model)
-                base = first_base_model(card)
-                if not everything and not public and base is None and "lora" not in (model.tags or ()):
-                    continue
-                if base_model and base != base_model:
-                    continue
-                found.append(
-                    AdapterSummary(
-                        repo_id=model.id,
-                        base_model=base,
-                        task=model.pipeline_tag,
-                        updated=model.last_modified,
-                        size_bytes=model.used_storage,
-                        commit=model.sha,
-                        private=bool(model.private),
-                        tags=tuple(model.tags or ()),
-                    )
+                trigger = card.get("instance_prompt")
+                yield AdapterSummary(
+                    repo_id=model.id,
+                    base_model=first_base_model(card),
+                    task=model.pipeline_tag,
+                    trigger=trigger if isinstance(trigger, str) else None,
+                    updated=model.last_modified,
+                    size_bytes=model.used_storage,
+                    commit=model.sha,
+                    private=bool(model.private),
+                    tags=tuple(model.tags or ()),
                 )
-                if len(found) == limit:
-                    break
-        return found
 
     def create_and_upload(
         self, files: Mapping[str, Path], repo_id: str, *, message: str, private: bool = False
@@ -236,19 +217,37 @@ class Hub:
             unchanged=commit.oid == before.sha,
         )
 
-    def check_write(self, repo_id: str) -> None:
+    def check_write(self, repo_id: str, *, must_exist: bool = False) -> None:
         """Raise `AccessError` when this token may not write to `repo_id`, which may be missing yet."""
         try:
             with self._translated(repo_id):
                 self._api().auth_check(repo_id, write=True)
         except NotFoundError:
-            pass  # to be created; or a registry that does not know the question, and will say so later
+            # To be created; or a registry that does not know the question, and will say so later.
+            if must_exist:
+                self.repo_info(AdapterRef(repo_id))
 
     def delete(self, repo_id: str) -> None:
-        """Delete a repository with its history."""
+        """Delete a repository with its history; see `undo` for what a registry of hubctl keeps of it."""
         self.need_token(f"delete {repo_id}")
         with self._translated(repo_id):
             self._api().delete_repo(repo_id)
+
+    def check_move(self, old_id: str, new_id: str) -> None:
+        """See that a repository may be moved, as far as the registry tells.
+
+        Raises:
+            NotFoundError, AccessError: there is no such repository, or this token may not change it.
+            ConflictError: there is one of the new name.
+        """
+        self.need_token(f"move {old_id}")
+        self.check_write(old_id, must_exist=True)
+        try:
+            there = self.repo_info(AdapterRef(new_id)).repo_id
+        except NotFoundError:
+            return
+        if there.lower() != old_id.lower():
+            raise ConflictError(f"there is a repository {there}", hint=f"hubctl move {old_id} ANOTHER/NAME")
 
     def move(self, old_id: str, new_id: str) -> None:
         """Give a repository another name, or another owner; its commits keep their ids.
@@ -266,18 +265,22 @@ class Hub:
             found = self._api().list_repo_refs(repo_id)
         return {ref.name: ref.target_commit for ref in (found.tags if kind == "tag" else found.branches)}
 
+    def check_ref_free(self, repo_id: str, kind: RefKind, name: str) -> None:
+        """Raise `ConflictError` if the repository has a tag or branch of this name."""
+        self.need_token(f"change {repo_id}")
+        if (there := self.refs(repo_id, kind).get(name)) is not None:
+            raise ConflictError(
+                f"{repo_id} has a {kind} '{name}' at {there[:12]}",
+                hint=f"hubctl {kind} {repo_id} {name} --delete, then make it again",
+            )
+
     def add_ref(self, ref: AdapterRef, kind: RefKind, name: str) -> str:
         """Make a tag or branch at `ref` (main by default); returns the commit.
 
         Raises:
             ConflictError: there is one of this name.
         """
-        self.need_token(f"change {ref.repo_id}")
-        if (there := self.refs(ref.repo_id, kind).get(name)) is not None:
-            raise ConflictError(
-                f"{ref.repo_id} has a {kind} '{name}' at {there[:12]}",
-                hint=f"hubctl {kind} {ref.repo_id} {name} --delete, then make it again",
-            )
+        self.check_ref_free(ref.repo_id, kind, name)
         with self._translated(str(ref)):
             if kind == "tag":
                 self._api().create_tag(ref.repo_id, tag=name, revision=ref.revision)
@@ -455,14 +458,6 @@ def _after(count: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _card(model: ModelInfo) -> dict[str, Any]:
     data: dict[str, Any] = model.card_data.to_dict() if model.card_data else {}  # type: ignore[no-untyped-call]
     return data
-
-
-def hf_login() -> str | None:
-    """The token that `hf auth login` stored, for huggingface.co alone."""
-    from huggingface_hub import constants
-
-    stored = Path(constants.HF_TOKEN_PATH)  # not get_token(): that prefers HF_TOKEN, which is HF_ENDPOINT's
-    return (stored.read_text(encoding="utf-8").strip() or None) if stored.is_file() else None
 
 
 __all__ = ["AdapterInfo", "AdapterSummary", "FileInfo", "Hub", "Pushed", "RepoInfo"]

@@ -22,6 +22,7 @@ from hubctl.adapter.gate import MAX_BYTES, PICKLES, gate
 from hubctl.adapter.layout import AdapterLayout, read_layout
 from hubctl.adapter.package import new_folder
 from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
+from hubctl.hub.cache import make_room
 from hubctl.hub.client import AdapterInfo, Hub, RepoInfo
 from hubctl.hub.verify import write_promises
 from hubctl.refs import AdapterRef, PinnedRef
@@ -86,6 +87,7 @@ def pull(
                     hint=f"hubctl show {pinned.repo_id}",
                 )
         layout = _download(hub, info, folder, adapter_files(info), progress)
+    make_room(cache, environment().cache_quota)
     return Pulled(path=folder, pinned=pinned, layout=layout, cached=False)
 
 
@@ -106,6 +108,7 @@ def pull_base(
                 _fetch(hub, info, part, names := base_files(info), progress)
                 write_promises(folder, info, names)
         os.utime(folder)
+    make_room(cache, environment().cache_quota)
     return folder, info.commit
 
 

@@ -64,6 +64,8 @@ class AdapterSummary:
     repo_id: str
     base_model: str | None
     task: str | None
+    trigger: str | None
+    """What a prompt must say for the adapter to show, where the card tells (`instance_prompt`)."""
     updated: datetime | None
     size_bytes: int | None
     commit: str | None

@@ -1,26 +1,21 @@
-"""Registries by name, and the tokens for them: `remotes.toml` and `tokens.toml` (0600) under HUBCTL_HOME.
-
-A token belongs to an endpoint, not to a name: pointing a name at another URL sends no old token there.
-"""
+"""Registries by name: `remotes.toml` under HUBCTL_HOME, and which of them a command talks to."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from hubctl.errors import ConflictError, InputError, NotFoundError
+from hubctl.hub.tokens import HF_URL, forget_token, stored_token, write_private
 from hubctl.settings import Environment, environment, load_toml, toml_string
 
 if TYPE_CHECKING:
     from hubctl.hub.client import Hub
 
 HF_NAME = "hf"
-HF_URL = "https://huggingface.co"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -47,17 +42,14 @@ class _RemotesFile:
     remotes: dict[str, _Entry] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _TokensFile:
-    tokens: dict[str, str] = field(default_factory=dict, repr=False)
-
-
 def list_remotes(home: Path) -> list[Remote]:
     """All remotes, the built-in `hf` first."""
-    file, tokens = _read_remotes(home), _read_tokens(home)
+    file = _read_remotes(home)
     urls = {HF_NAME: HF_URL, **{name: entry.url for name, entry in sorted(file.remotes.items())}}
     return [
-        Remote(name=name, url=url, current=name == file.current, logged_in=url in tokens)
+        Remote(
+            name=name, url=url, current=name == file.current, logged_in=stored_token(home, url) is not None
+        )
         for name, url in urls.items()
     ]
 
@@ -84,7 +76,7 @@ def add_remote(home: Path, name: str, url: str, *, use: bool = False) -> Remote:
     entries = file.remotes if name == HF_NAME else {**file.remotes, name: _Entry(url=url)}
     current = name if use else file.current
     _write_remotes(home, _RemotesFile(current=current, remotes=entries))
-    return Remote(name=name, url=url, current=name == current, logged_in=url in _read_tokens(home))
+    return Remote(name=name, url=url, current=name == current, logged_in=stored_token(home, url) is not None)
 
 
 def use_remote(home: Path, name: str) -> Remote:
@@ -105,7 +97,7 @@ def remove_remote(home: Path, name: str) -> Remote:
         home, _RemotesFile(current=HF_NAME if file.current == name else file.current, remotes=left)
     )
     if remote.url not in {HF_URL, *(entry.url for entry in left.values())}:
-        _write_tokens(home, {url: t for url, t in _read_tokens(home).items() if url != remote.url})
+        forget_token(home, remote.url)
     return remote
 
 
@@ -121,32 +113,6 @@ def get_remote(home: Path, name: str) -> Remote:
             return remote
     known = ", ".join(remote.name for remote in remotes)
     raise NotFoundError(f"no remote '{name}'", hint=f"hubctl remote add {name} URL (known: {known})")
-
-
-def save_token(home: Path, url: str, token: str) -> None:
-    """Store `token` for `url`, readable by this user alone."""
-    _write_tokens(home, {**_read_tokens(home), url: token})
-
-
-def forget_token(home: Path, url: str) -> bool:
-    """Take the token of `url` away; whether there was one."""
-    tokens = _read_tokens(home)
-    if tokens.pop(url, None) is None:
-        return False
-    _write_tokens(home, tokens)
-    return True
-
-
-def clean_token(text: str) -> str:
-    """`text` without the white space around it.
-
-    Raises:
-        InputError: it is empty, or holds what no token has (the text itself is never shown).
-    """
-    token = text.strip()
-    if not re.fullmatch(r"[\x21-\x7e]{4,4096}", token):
-        raise InputError("that is not a token", hint="paste the whole token, and nothing else")
-    return token
 
 
 def normal_url(url: str) -> str:
@@ -188,9 +154,8 @@ def select_remote(remote: str | None, env: Environment) -> Remote:
         for known in remotes:
             if known.url == url:
                 return known
-        return Remote(
-            name=urlsplit(url).netloc, url=url, current=False, logged_in=url in _read_tokens(env.home)
-        )
+        logged_in = stored_token(env.home, url) is not None
+        return Remote(name=urlsplit(url).netloc, url=url, current=False, logged_in=logged_in)
     return next((known for known in remotes if known.current), remotes[0])
 
 
@@ -200,7 +165,7 @@ def connect(remote: str | None = None, *, env: Environment | None = None, token:
     Raises:
         NotFoundError: no remote has that name.
     """
-    from hubctl.hub.client import Hub, hf_login
+    from hubctl.hub.client import Hub
 
     env = env or environment()
     chosen = select_remote(remote, env)
@@ -209,9 +174,7 @@ def connect(remote: str | None = None, *, env: Environment | None = None, token:
     if token is None and chosen.url == (normal_url(env.endpoint) if env.endpoint else HF_URL):
         token = env.endpoint_token
     if token is None:
-        token = _read_tokens(env.home).get(chosen.url)
-    if token is None and chosen.url == HF_URL:
-        token = hf_login()
+        token = stored_token(env.home, chosen.url)
     return Hub(chosen.url, token, chosen.name)
 
 
@@ -220,15 +183,14 @@ def connect_to(url: str, *, env: Environment | None = None) -> Hub:
 
     The environment's tokens are for the registry that was chosen: this is it only if it has its address.
     """
-    from hubctl.hub.client import Hub, hf_login
+    from hubctl.hub.client import Hub
 
     env = env or environment()
     url = normal_url(url)
     if select_remote(None, env).url == url:
         return connect(env=env)
     name = next((known.name for known in list_remotes(env.home) if known.url == url), urlsplit(url).netloc)
-    token = _read_tokens(env.home).get(url)
-    return Hub(url, hf_login() if token is None and url == HF_URL else token, name)
+    return Hub(url, stored_token(env.home, url), name)
 
 
 def _read_remotes(home: Path) -> _RemotesFile:
@@ -236,42 +198,8 @@ def _read_remotes(home: Path) -> _RemotesFile:
     return load_toml(path, _RemotesFile) if path.exists() else _RemotesFile()
 
 
-def _read_tokens(home: Path) -> dict[str, str]:
-    path = home / "tokens.toml"
-    if not path.exists():
-        return {}
-    try:
-        return load_toml(path, _TokensFile).tokens
-    except InputError:
-        # From None, and without its text: messages about a file quote what is in it.
-        raise InputError(f"{path} is damaged", hint=f"rm {path}, then hubctl login") from None
-
-
 def _write_remotes(home: Path, file: _RemotesFile) -> None:
     lines = [f"current = {toml_string(file.current)}"]
     for name, entry in sorted(file.remotes.items()):
         lines += ["", f"[remotes.{toml_string(name)}]", f"url = {toml_string(entry.url)}"]
-    _write(home / "remotes.toml", "\n".join(lines) + "\n")
-
-
-def _write_tokens(home: Path, tokens: dict[str, str]) -> None:
-    lines = [
-        "[tokens]",
-        *(f"{toml_string(url)} = {toml_string(token)}" for url, token in sorted(tokens.items())),
-    ]
-    _write(home / "tokens.toml", "\n".join(lines) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace `path` in one step; a reader sees the old file or the new one, and nobody else sees either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from the start
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_private(home / "remotes.toml", "\n".join(lines) + "\n")

@@ -126,7 +126,7 @@ class Accounts:
             _add(db, name, is_org=is_org)
 
     def remove(self, name: str) -> None:
-        """Forget a user with all tokens, or an organisation.
+        """Forget a user with all tokens, or an organisation; what they removed cannot come back then.
 
         Raises:
             NotFoundError: there is none.
@@ -138,6 +138,8 @@ class Accounts:
             if count:
                 raise ConflictError(f"{owner} owns {count} repositories: move or delete them first")
             db.execute("DELETE FROM tokens WHERE user = ?", (owner,))
+            # Whoever is given this name next has no claim on what was removed under it.
+            db.execute("DELETE FROM repos WHERE id IN (SELECT repo FROM removed WHERE owner = ?)", (owner,))
             db.execute("DELETE FROM members WHERE user = ?1 OR org = ?1", (owner,))
             db.execute("DELETE FROM held WHERE user = ?", (owner,))
             db.execute("DELETE FROM users WHERE name = ?", (owner,))

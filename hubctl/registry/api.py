@@ -131,10 +131,41 @@ async def delete_repo(request: Request) -> Response:
     def delete() -> None:
         user = require_writer(request)
         repos = services_of(request).repos
-        repos.delete(repos.open_to_write(kind, owner or user, name, user=user))
+        repos.delete(repos.open_to_write(kind, owner or user, name, user=user), user=user)
 
     await run_in_threadpool(delete)
     return JSONResponse({})
+
+
+def list_removed(request: Request) -> Response:
+    """`GET /api/repos/removed`, this registry's own: what the caller may restore, the latest first."""
+    found = services_of(request).repos.removed(user=require_caller(request).user)
+    return JSONResponse(
+        [
+            {
+                "type": one.kind,
+                "id": one.id,
+                "private": one.private,
+                "removedAt": one.removed_at,
+                "removedBy": one.removed_by,
+            }
+            for one in found
+        ]
+    )
+
+
+async def restore_repo(request: Request) -> Response:
+    """`POST /api/repos/restore`, this registry's own: undo a removal."""
+    fields = await read_json(request)
+    kind = kind_field(fields)
+    owner, name = repo_id_field(fields, "name")
+
+    def restore() -> None:
+        user = require_writer(request)
+        services_of(request).repos.restore(kind, owner, name, user=user)
+
+    await run_in_threadpool(restore)
+    return JSONResponse({"url": repo_url(request, kind, f"{owner}/{name}")})
 
 
 async def move_repo(request: Request) -> Response:

@@ -108,6 +108,8 @@ def _routes() -> list[Route]:
         Route("/api/validate-yaml", api.validate_card, methods=["POST"]),
         Route("/api/repos/create", api.create_repo, methods=["POST"]),
         Route("/api/repos/delete", api.delete_repo, methods=["DELETE"]),
+        Route("/api/repos/removed", api.list_removed),
+        Route("/api/repos/restore", api.restore_repo, methods=["POST"]),
         Route("/api/repos/move", api.move_repo, methods=["POST"]),
         Route("/api/settings/repositories", storage.list_own),
         Route("/api/organizations/{org:one}/settings/repositories", storage.list_own),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hubctl.errors import InputError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SINCE_2 = """
 CREATE TABLE members (
@@ -26,6 +26,25 @@ CREATE VIEW rights AS
 
 -- What an owner keeps, each content once, is read from this alone.
 CREATE INDEX files_by_content ON files (repo, sha256, size);
+"""
+
+_SINCE_3 = """
+-- A listing reads as much of an index as it shows; a search reads one from end to end, but no cards.
+CREATE INDEX repos_by_update ON repos (kind, updated_at, id, private, owner, name, pipeline_tag);
+CREATE INDEX repos_by_creation ON repos (kind, created_at, id, private, owner, name);
+CREATE INDEX repos_by_owner ON repos (kind, owner, updated_at, id, private, name);
+CREATE INDEX tagged ON repo_tags (tag, repo);
+
+-- A removed repository belongs to nobody: nobody may read it, its name is free, no quota counts it. What it
+-- was called stands here until it comes back or gc takes it.
+CREATE TABLE removed (
+    repo INTEGER PRIMARY KEY REFERENCES repos ON DELETE CASCADE,
+    owner TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE, private INTEGER NOT NULL,
+    removed_at TEXT NOT NULL, removed_by TEXT NOT NULL
+);
+CREATE VIEW called AS
+    SELECT id AS repo, owner || '/' || name AS name FROM repos WHERE owner <> ''
+    UNION ALL SELECT repo, owner || '/' || name || ' (removed)' FROM removed;
 """
 
 _SCHEMA = (
@@ -87,6 +106,7 @@ CREATE TABLE held (
 ) WITHOUT ROWID;
 """
     + _SINCE_2
+    + _SINCE_3
 )
 
 # From each earlier version to the next one.
@@ -100,6 +120,7 @@ ALTER TABLE tokens ADD COLUMN expires_at TEXT;
 ALTER TABLE commits ADD COLUMN source TEXT NOT NULL DEFAULT '';
 """
     + _SINCE_2,
+    2: _SINCE_3,
 }
 
 

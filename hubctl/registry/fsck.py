@@ -40,8 +40,8 @@ def check(db: Database, blobs: FileStore, xorbs: FileStore, *, contents: bool) -
         yield from _check_database(connection)
         yield from _check_commits(connection)
         rows = connection.execute(
-            "SELECT files.*, owner || '/' || name AS id"
-            " FROM files JOIN repos ON repos.id = files.repo GROUP BY sha256, size, git_id, lfs"
+            "SELECT files.*, called.name AS id"
+            " FROM files JOIN called USING (repo) GROUP BY sha256, size, git_id, lfs"
         ).fetchall()
     for row in rows:
         fault = _blob_fault(blobs.path(row["sha256"]), commits.file_of(row), contents)
@@ -76,9 +76,7 @@ def _check_database(db: sqlite3.Connection) -> Iterator[Problem]:
 
 
 def _check_commits(db: sqlite3.Connection) -> Iterator[Problem]:
-    rows = db.execute(
-        "SELECT commits.*, owner || '/' || name AS id FROM commits JOIN repos ON repos.id = commits.repo"
-    )
+    rows = db.execute("SELECT commits.*, called.name AS id FROM commits JOIN called USING (repo)")
     for row in rows:
         files = commits.files(db, row["repo"], row["oid"])
         tree = git.tree_ids({path: file.git_id for path, file in files.items()})[""]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from hubctl.registry import removed
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database
 
@@ -33,6 +34,8 @@ _UNREACHABLE = """
 class Collected:
     """What was removed, or would be."""
 
+    repositories: int
+    """Removed by their owners, long enough ago."""
     commits: int
     """On no branch and no tag."""
     blobs: int
@@ -44,16 +47,27 @@ class Collected:
 
 
 def collect(
-    db: Database, blobs: FileStore, xorbs: FileStore, *, before: str, before_s: float, dry_run: bool = False
+    db: Database,
+    blobs: FileStore,
+    xorbs: FileStore,
+    *,
+    before: str,
+    before_s: float,
+    removed_before: str = "",
+    dry_run: bool = False,
 ) -> Collected:
-    """Remove what is unreachable and was last used before a moment, given as text and in Unix time."""
+    """Remove what is unreachable and was last used before a moment, given as text and in Unix time.
+
+    Repositories that their owners removed go when that was before `removed_before`.
+    """
     if dry_run:
-        commits, old_blobs = _rehearse(db, blobs, before, before_s)
+        repositories, commits, old_blobs = _rehearse(db, blobs, before, before_s, removed_before)
         gone_blobs, gone_xorbs = (
             _sizes(blobs, old_blobs),
             _sizes(xorbs, _old(xorbs, xorbs.digests(), before_s)),
         )
     else:
+        repositories = _forget_removed(db, removed_before)
         commits = _prune(db, before)
         gone_blobs = _remove(db, blobs, before_s, "blob")
         gone_xorbs = _remove(db, xorbs, before_s, "xorb")
@@ -62,6 +76,7 @@ def collect(
     for path in drafts if not dry_run else ():
         path.unlink(missing_ok=True)
     return Collected(
+        repositories=repositories,
         commits=commits,
         blobs=len(gone_blobs),
         xorbs=len(gone_xorbs),
@@ -70,14 +85,27 @@ def collect(
     )
 
 
-def _rehearse(db: Database, blobs: FileStore, before: str, before_s: float) -> tuple[int, list[str]]:
-    """How many commits would go, and which files then; nothing is changed."""
+def _rehearse(
+    db: Database, blobs: FileStore, before: str, before_s: float, removed_before: str
+) -> tuple[int, int, list[str]]:
+    """How many repositories and commits would go, and which files then; nothing is changed."""
     with db.write() as connection:
         connection.execute("SAVEPOINT all_of_it")
+        repositories = removed.purge(connection, before=removed_before, limit=-1)
         commits = connection.execute(f"DELETE FROM commits WHERE {_UNREACHABLE}", (before,)).rowcount
         old_blobs = list(_unused_blobs(connection, _old(blobs, blobs.digests(), before_s)))
         connection.execute("ROLLBACK TO all_of_it")
-    return commits, old_blobs
+    return repositories, commits, old_blobs
+
+
+def _forget_removed(db: Database, before: str) -> int:
+    total = 0
+    while True:
+        with db.write() as connection:  # one at a time: nobody can push while its rows are deleted
+            gone = removed.purge(connection, before=before, limit=1)
+        if gone == 0:
+            return total
+        total += gone
 
 
 def _prune(db: Database, before: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from hubctl.registry.database import Database
 from hubctl.registry.repo import REPO_COLUMNS, Kind, Repo, repo_of
 
 MAX_PAGE = 500
+MAX_SEARCH = 400
+"""Characters of a search that count: more than any name has, fewer than SQLite takes for a pattern."""
 
 # Nothing is counted or liked here: orders by popularity fall back to the newest change.
 _SORT_COLUMNS = {
@@ -65,11 +68,13 @@ def find(database: Database, query: Query) -> tuple[list[Repo], str | None]:
 
 
 def _conditions(query: Query) -> tuple[list[str], list[Any]]:
-    where = ["kind = ?", READABLE]
-    values: list[Any] = [query.kind, query.user]
+    where: list[str] = ["kind = ?"]
+    values: list[Any] = [query.kind]
     if query.search:
-        where.append("instr(lower(owner || '/' || name), lower(?)) > 0")
-        values.append(query.search)
+        # Names are ASCII, so LIKE's blindness to case is enough, at half the cost of lower().
+        where.append("owner || '/' || name LIKE ? ESCAPE '!'")
+        text = re.sub("([!%_])", r"!\1", query.search[:MAX_SEARCH])
+        values.append(f"%{text}%")
     if query.author:
         where.append("owner = ?")
         values.append(query.author)
@@ -77,9 +82,10 @@ def _conditions(query: Query) -> tuple[list[str], list[Any]]:
         where.append("pipeline_tag = ?")
         values.append(query.pipeline_tag)
     for tag in query.tags:
-        where.append("EXISTS (SELECT 1 FROM repo_tags WHERE repo = repos.id AND tag = ?)")
+        where.append("repos.id IN (SELECT repo FROM repo_tags WHERE tag = ?)")
         values.append(tag)
-    return where, values
+    # Last, as it costs most: of a hundred thousand rows few are left to be asked.
+    return [*where, READABLE], [*values, query.user]
 
 
 def _cursor(value: str, key: int) -> str:

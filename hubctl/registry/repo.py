@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hubctl.errors import AccessError, ConflictError, InputError
-from hubctl.registry import commits, quota, rewrite
+from hubctl.registry import commits, quota, removed, rewrite
 from hubctl.registry.accounts import READABLE, writer_to
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.database import Database, now
@@ -118,10 +118,27 @@ class Repositories:
             writer_to(db, repo.owner, user)
         return repo
 
-    def delete(self, repo: Repo) -> None:
-        """Forget the repository; files that it alone held stay on disk until `gc`."""
+    def delete(self, repo: Repo, *, user: str) -> None:
+        """Take the repository away; it can be restored until `gc` forgets it."""
         with self._db.write() as db:
-            db.execute("DELETE FROM repos WHERE id = ?", (repo.key,))
+            removed.set_aside(db, repo.key, user=user)
+
+    def removed(self, *, user: str) -> list[removed.Removed]:
+        """The removed repositories that `user` may restore, the latest first."""
+        with self._db.read() as db:
+            return removed.find(db, user=user)
+
+    def restore(self, kind: Kind, owner: str, name: str, *, user: str) -> None:
+        """Bring a removed repository back; of several that had this name, the last.
+
+        Raises:
+            RepoNotFound: none of this name was removed, or `gc` has forgotten it.
+            RepoExists: another one has the name now.
+            AccessError: `user` may not write to what `owner` has.
+        """
+        with self._db.write() as db:
+            self._check_free(db, kind, writer_to(db, owner, user), name)
+            removed.restore(db, kind, owner, name, user=user)
 
     def move(self, repo: Repo, owner: str, name: str, *, user: str) -> None:
         """Rename the repository, or give it to another owner.

@@ -160,6 +160,7 @@ def test_tokens_are_not_shown() -> None:
         Environment(
             home=Path("h"),
             cache=Path("c"),
+            cache_quota=None,
             endpoint=None,
             endpoint_token="s3cret",
             token="s3cret",
@@ -174,3 +175,18 @@ def test_child_environment_adds_to_ours() -> None:
     found = child_environment(HUBCTL_HOME="/elsewhere")
     assert found["HUBCTL_HOME"] == "/elsewhere"
     assert found["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("text", "quota"), [("", None), ("20GB", 20 * 10**9), ("1.5 mb", 1_500_000), ("7", 7), ("0", 0)]
+)
+def test_the_quota_of_the_cache(text: str, quota: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBCTL_CACHE_QUOTA", text)
+    assert environment().cache_quota == quota
+
+
+@pytest.mark.parametrize("text", ["much", "20 GiB", "-1GB", "GB", "1e9"])
+def test_a_quota_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBCTL_CACHE_QUOTA", text)
+    with pytest.raises(InputError, match="HUBCTL_CACHE_QUOTA"):
+        environment()

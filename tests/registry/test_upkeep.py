@@ -78,12 +78,13 @@ def test_gc_takes_what_nothing_leads_to(own: RegistryServer, alice: httpx.Client
 
     assert run("gc", own)["blobs"] == 0  # all of it is too young
     before = stored(own)
-    planned = run("gc", own, "--older-than", "0s", "--dry-run")
+    everything = ("--older-than", "0s", "--keep-removed", "0s")
+    planned = run("gc", own, *everything, "--dry-run")
     assert stored(own) == before
     assert alice.get(f"/api/models/{repo_id}/revision/{dev}").status_code == 200
-    done = run("gc", own, "--older-than", "0s")
+    done = run("gc", own, *everything)
     assert {**planned, "dry_run": False} == done
-    assert (done["commits"], done["blobs"]) == (1, 3)
+    assert (done["repositories"], done["commits"], done["blobs"]) == (1, 1, 3)
     assert done["freed_bytes"] == len(LARGE + b"dev") + len(LARGE + b"never committed") + len(b"only here")
     assert stored(own) == kept
     assert alice.get(f"/api/models/{repo_id}/revision/{dev}").status_code == 404

@@ -60,6 +60,16 @@ def test_room_is_made_by_what_was_not_used(pulled: list[Path]) -> None:
     assert run_cli("cache", "unpin", second, "--json").json()[0]["pinned"] is False
 
 
+def test_a_standing_quota_is_kept_after_each_download(
+    pulled: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBCTL_CACHE_QUOTA", str(sum(map(size, pulled[1:]))))
+    base = run_cli("show", "/".join(pulled[0].parts[-3:-1]), "--json").json()["base_model"]
+    repo = run_cli("push", write_adapter(tmp_path / "fourth", base), "-q").out.strip()
+    new = Path(run_cli("pull", repo, "-q").out.strip())
+    assert [folder.exists() for folder in [*pulled, new]] == [False, False, True, True]
+
+
 def size_of_third(rows: list[dict[str, object]], third: str) -> int:
     (size_bytes,) = (row["size_bytes"] for row in rows if row["id"] == third)
     assert isinstance(size_bytes, int)

@@ -43,9 +43,12 @@ def session(registry: RegistryServer) -> Session:
 @pytest.mark.parametrize("kind", ["tag", "branch"])
 def test_commits_get_names_and_lose_them(session: Session, kind: str) -> None:
     repo = session.repo
+    planned = run_cli(kind, repo, "now", "--dry-run")
+    assert f"{repo}@now would be {session.second[:12]}" in planned.out
+    assert "now" not in [row["name"] for row in run_cli(kind, repo, "--json").json()]
     assert run_cli(kind, repo, "now", "-q").out == f"{session.second}\n"
     made = run_cli(kind, f"{repo}@{session.first}", "dev/first", "--json").json()
-    assert made == {"name": "dev/first", "repo": repo, "commit": session.first}
+    assert made == {"name": "dev/first", "repo": repo, "commit": session.first, "dry_run": False}
     assert session.api.repo_info(repo, revision="dev/first").sha == session.first
 
     listed = {row["name"]: row["commit"] for row in run_cli(kind, repo, "--json").json()}
@@ -55,7 +58,10 @@ def test_commits_get_names_and_lose_them(session: Session, kind: str) -> None:
     again = run_cli(kind, repo, "now")
     assert again.code == 7
     assert f"has a {kind} 'now' at {session.second[:12]}" in again.err
+    assert run_cli(kind, repo, "now", "--dry-run").code == 7
+    assert f"{kind} now would go" in run_cli(kind, repo, "now", "--delete", "--dry-run").out
     assert run_cli(kind, repo, "now", "--delete", "-q").out == "now\n"
+    assert run_cli(kind, repo, "now", "--delete", "--dry-run").code == 3
     assert run_cli(kind, repo, "now", "--delete").code == 3
     refs = session.api.list_repo_refs(repo)
     assert {ref.name for ref in (refs.tags if kind == "tag" else refs.branches)} == {"dev/first", *main}
@@ -63,10 +69,16 @@ def test_commits_get_names_and_lose_them(session: Session, kind: str) -> None:
 
 def test_a_repository_gets_another_name(session: Session) -> None:
     new = session.repo.replace("line-art", "drawings")
+    assert run_cli("move", session.repo, new, "--dry-run", "--json").json()["dry_run"]
+    assert run_cli("move", session.repo, "somebody-else/x").code == 4
+    assert session.api.repo_info(session.repo).id == session.repo
     assert run_cli("move", session.repo, new, "-q").out == f"{new}\n"
     assert session.api.repo_info(new).sha == session.second
     session.api.create_repo(session.repo, exist_ok=True)
-    assert run_cli("move", new, session.repo).code == 7
+    for options in ((), ("--dry-run",)):
+        refused = run_cli("move", new, session.repo, *options)
+        assert refused.code == 7
+        assert f"there is a repository {session.repo}" in refused.err
     assert session.api.repo_info(new).sha == session.second
 
 

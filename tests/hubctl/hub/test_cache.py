@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubctl.errors import NotFoundError
-from hubctl.hub.cache import GRACE_S, Entry, entries, evict, matching, set_pin, to_evict
+from hubctl.hub.cache import GRACE_S, Entry, entries, evict, lease, make_room, matching, set_pin, to_evict
 from hubctl.refs import AdapterRef
 
 NOW_S = 1e9
@@ -98,3 +100,37 @@ def test_pinned_and_held_stay_and_the_next_goes_instead(cache: Path) -> None:
     set_pin(first, pinned=False)
     assert [e.commit for e in evict(cache, 100, NOW_S)] == [first.commit]
     assert [p.name for p in (cache / "adapters/a/x").iterdir() if "1" in p.name] == [f".{first.commit}.lock"]
+
+
+def test_what_a_living_process_leased_stays(cache: Path) -> None:
+    first = min((e for e in entries(cache) if e.whole), key=lambda e: e.used_s)
+    command = [sys.executable, "-c", LEASE, str(first.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"leased\n"
+        make_room(cache, 0)
+        assert [e.commit for e in entries(cache)] == [first.commit]
+        process.kill()
+    make_room(cache, None)
+    assert len(entries(cache)) == 1
+    make_room(cache, 0)  # a lease ends with its process, however that ended
+    assert entries(cache) == []
+    assert not list((cache / "adapters/a/x").glob("*.lease-*"))
+
+
+def test_a_lease_can_be_given_back(cache: Path) -> None:
+    first = min((e for e in entries(cache) if e.whole), key=lambda e: e.used_s)
+    held = lease(first.path)
+    assert first.commit not in [e.commit for e in evict(cache, 0, NOW_S)]
+    held.release()
+    assert [e.commit for e in evict(cache, 0, NOW_S)] == [first.commit]
+
+
+LEASE = """
+import sys
+from pathlib import Path
+from hubctl.hub.cache import lease
+held = lease(Path(sys.argv[1]))
+print("leased", flush=True)
+sys.stdin.read()
+"""

@@ -18,8 +18,10 @@ from hubctl.errors import (
     UnavailableError,
 )
 from hubctl.hub.client import Hub
+from hubctl.hub.find import list_adapters
 from hubctl.hub.pull import pull
 from hubctl.hub.push import push
+from hubctl.hub.undo import removed
 from hubctl.refs import AdapterRef
 from tests.adapters import contents, write_adapter, write_base
 from tests.hubctl.hub.odd_server import CuttingProxy, always, serving
@@ -38,7 +40,8 @@ def test_a_dead_registry_is_reported_at_once(tmp_path: Path) -> None:
     for call in (
         dead.whoami,
         lambda: dead.repo_info(REF),
-        dead.list_adapters,
+        lambda: list_adapters(dead),
+        lambda: removed(dead),
         lambda: dead.delete("alice/x"),
         lambda: pull(dead, REF, cache=tmp_path / "cache"),
         lambda: push(dead, write_adapter(tmp_path / "a", str(base)), "alice/a"),
@@ -76,7 +79,7 @@ def test_http_answers(status: int, headers: dict[str, str], error: type[HubctlEr
 def test_a_web_server_that_is_no_hub() -> None:
     with serving(always(200, b"<html>hello</html>", Content_Type="text/html")) as endpoint:
         hub = Hub(endpoint, "t0ken", "odd")
-        for call in (hub.whoami, hub.list_adapters, lambda: hub.repo_info(REF)):
+        for call in (hub.whoami, lambda: list_adapters(hub), lambda: hub.repo_info(REF)):
             with pytest.raises(UnavailableError, match="answers, but not like a hub"):
                 call()
 

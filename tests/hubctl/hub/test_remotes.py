@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hubctl.errors import ConflictError, InputError, NotFoundError
-from hubctl.hub import remotes
+from hubctl.hub import remotes, tokens
 from hubctl.settings import Environment
 
 URL = "http://127.0.0.1:8765"
@@ -17,12 +17,12 @@ SECRET = "hubctl_a-very-secret-token"
 
 def env(home: Path, **changes: str | None) -> Environment:
     values: dict[str, str | None] = {"endpoint": None, "endpoint_token": None, "token": None, **changes}
-    return Environment(home=home, cache=home / "cache", no_color=False, **values)
+    return Environment(home=home, cache=home / "cache", cache_quota=None, no_color=False, **values)
 
 
 def test_hf_is_built_in_and_current_at_first(home: Path) -> None:
     (only,) = remotes.list_remotes(home)
-    assert (only.name, only.url, only.current, only.logged_in) == ("hf", remotes.HF_URL, True, False)
+    assert (only.name, only.url, only.current, only.logged_in) == ("hf", tokens.HF_URL, True, False)
     assert not home.exists(), "looking writes nothing"
 
 
@@ -30,7 +30,7 @@ def test_add_use_remove(home: Path) -> None:
     remotes.add_remote(home, "local", URL + "/")
     assert [r.name for r in remotes.list_remotes(home) if r.current] == ["hf"]
     remotes.use_remote(home, "local")
-    remotes.save_token(home, URL, SECRET)
+    tokens.save_token(home, URL, SECRET, "alice")
     (current,) = (r for r in remotes.list_remotes(home) if r.current)
     assert (current.name, current.url, current.logged_in) == ("local", URL, True)
     remotes.remove_remote(home, "local")
@@ -101,7 +101,7 @@ def test_malformed_names(home: Path, name: str) -> None:
 
 def test_files_are_for_this_user_alone_and_leave_no_drafts(home: Path) -> None:
     remotes.add_remote(home, "local", URL)
-    remotes.save_token(home, URL, SECRET)
+    tokens.save_token(home, URL, SECRET, "alice")
     for file in home.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     assert {file.name for file in home.iterdir()} == {"remotes.toml", "tokens.toml"}
@@ -110,7 +110,7 @@ def test_files_are_for_this_user_alone_and_leave_no_drafts(home: Path) -> None:
 def test_the_choice_of_registry(home: Path) -> None:
     remotes.add_remote(home, "local", URL)
     other = "http://127.0.0.1:9999"
-    assert remotes.connect(env=env(home)).endpoint == remotes.HF_URL
+    assert remotes.connect(env=env(home)).endpoint == tokens.HF_URL
     remotes.use_remote(home, "local")
     assert remotes.connect(env=env(home)).name == "local"
     hub = remotes.connect(env=env(home, endpoint=other))
@@ -122,7 +122,7 @@ def test_the_choice_of_registry(home: Path) -> None:
 def test_a_token_is_only_sent_to_the_endpoint_it_belongs_to(home: Path) -> None:
     other = "http://127.0.0.1:9999"
     remotes.add_remote(home, "local", URL)
-    remotes.save_token(home, URL, "stored-for-local")
+    tokens.save_token(home, URL, "stored-for-local", "alice")
     assert remotes.connect("local", env=env(home)).token == "stored-for-local"
     # HF_TOKEN belongs to HF_ENDPOINT, or to huggingface.co.
     with_hf = env(home, endpoint=other, endpoint_token="for-other")
@@ -140,7 +140,7 @@ def test_a_token_is_only_sent_to_the_endpoint_it_belongs_to(home: Path) -> None:
 
 
 def test_no_token_in_any_repr(home: Path) -> None:
-    remotes.save_token(home, URL, SECRET)
+    tokens.save_token(home, URL, SECRET, "alice")
     remotes.add_remote(home, "local", URL)
     hub = remotes.connect("local", env=env(home, token=SECRET))
     assert hub.token == SECRET
@@ -150,7 +150,7 @@ def test_no_token_in_any_repr(home: Path) -> None:
 @pytest.mark.parametrize("text", ["", "  ", "abc", "two words here", "tokenwithünicode", "x" * 5000])
 def test_what_is_no_token(text: str) -> None:
     with pytest.raises(InputError) as caught:
-        remotes.clean_token(text)
+        tokens.clean_token(text)
     assert not text.strip() or text.strip() not in str(caught.value)
 
 
@@ -161,15 +161,27 @@ def test_a_damaged_file_is_named(home: Path) -> None:
         remotes.list_remotes(home)
 
 
-def test_the_login_of_hf_is_used_for_huggingface_alone(home: Path) -> None:
-    from huggingface_hub import constants
+def test_a_login_to_huggingface_is_one_login_for_both_tools(home: Path) -> None:
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.utils._auth import get_stored_tokens
 
     stored = Path(constants.HF_TOKEN_PATH)
     stored.parent.mkdir(parents=True, exist_ok=True)
     stored.write_text("hf_from-the-other-tool\n")
-    try:
-        remotes.add_remote(home, "local", URL)
-        assert remotes.connect("hf", env=env(home)).token == "hf_from-the-other-tool"
-        assert remotes.connect("local", env=env(home)).token is None
-    finally:
-        stored.unlink()
+    remotes.add_remote(home, "local", URL)
+    assert remotes.connect("hf", env=env(home)).token == "hf_from-the-other-tool"
+    assert remotes.connect("local", env=env(home)).token is None
+
+    tokens.save_token(home, tokens.HF_URL, "hf_from-hubctl", "alice")
+    tokens.save_token(home, URL, SECRET, "alice")
+    assert get_token() == remotes.connect("hf", env=env(home)).token == "hf_from-hubctl"
+    assert [one.logged_in for one in remotes.list_remotes(home)] == [True, True]
+    assert SECRET not in get_stored_tokens().values(), "another registry's token must not get there"
+    assert "hf_from-hubctl" not in (home / "tokens.toml").read_text()
+
+    assert tokens.forget_token(home, tokens.HF_URL)
+    assert get_token() is None
+    assert "hf_from-hubctl" not in get_stored_tokens().values()
+    assert remotes.connect("hf", env=env(home)).token is None
+    assert not tokens.forget_token(home, tokens.HF_URL)
+    assert remotes.connect("local", env=env(home)).token == SECRET

@@ -20,6 +20,7 @@ from hubctl.errors import (
     NotFoundError,
 )
 from hubctl.hub.client import Hub
+from hubctl.hub.find import list_adapters
 from hubctl.hub.pull import pull, pull_base
 from hubctl.hub.push import compare, default_repo_id, push
 from hubctl.refs import AdapterRef, PinnedRef
@@ -113,11 +114,11 @@ def test_info_names_base_task_and_weights(hub: Hub, base: str, user: str, tmp_pa
 def test_listing(hub: Hub, base: str, user: str, tmp_path: Path) -> None:
     push(hub, write_adapter(tmp_path / "one", base))
     push(hub, write_adapter(tmp_path / "two", base))
-    assert [one.repo_id for one in hub.list_adapters(author=user)] == [f"{user}/two", f"{user}/one"]
-    assert [one.repo_id for one in hub.list_adapters("one", author=user)] == [f"{user}/one"]
-    assert [one.repo_id for one in hub.list_adapters(base_model=base, limit=1)] == [f"{user}/two"]
-    assert hub.list_adapters(base_model="some/other") == []
-    assert base in [one.repo_id for one in hub.list_adapters(author=user, everything=True)]
+    assert [one.repo_id for one in list_adapters(hub, author=user)] == [f"{user}/two", f"{user}/one"]
+    assert [one.repo_id for one in list_adapters(hub, "one", author=user)] == [f"{user}/one"]
+    assert [one.repo_id for one in list_adapters(hub, base_model=base, limit=1)] == [f"{user}/two"]
+    assert list_adapters(hub, base_model="some/other") == []
+    assert base in [one.repo_id for one in list_adapters(hub, author=user, everything=True)]
 
 
 @pytest.mark.parametrize("name", sorted(embedded_bases()))

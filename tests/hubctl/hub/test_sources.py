@@ -13,8 +13,9 @@ from huggingface_hub import HfApi
 from hubctl.adapter.inspection import inspect_adapter, sha256_of
 from hubctl.errors import AdapterError, InputError, IntegrityError, NotFoundError, UnavailableError
 from hubctl.hub.client import HEADER_READ_BYTES, Hub
-from hubctl.hub.remotes import add_remote, save_token
+from hubctl.hub.remotes import add_remote
 from hubctl.hub.sources import open_adapter
+from hubctl.hub.tokens import save_token
 from hubctl.refs import AdapterRef, WebRef
 from tests.adapters import write_adapter
 from tests.hubctl.adapter.raw import Shapes, container, diffusers_folder, pair, peft_folder, weights
@@ -132,10 +133,10 @@ def test_a_token_goes_only_to_the_address_it_was_stored_for(
         monkeypatch.setenv("HUBCTL_TOKEN", token)
         monkeypatch.setenv("HF_TOKEN", token)
         add_remote(home, "mine", registry.endpoint, use=True)
-        save_token(home, registry.endpoint, token)
+        save_token(home, registry.endpoint, token, "alice")
         with open_adapter(f"{endpoint}/{repo}/resolve/main/{WEIGHTS}", never):
             assert proxy.tokens == {None}
-        save_token(home, endpoint, token)
+        save_token(home, endpoint, token, "alice")
         with open_adapter(f"{endpoint}/{repo}/resolve/main/{WEIGHTS}", never):
             assert proxy.tokens == {None, f"Bearer {token}"}
 

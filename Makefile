@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-out
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test test-clients lint format docs clean
 
 demo: .venv/installed
 	$(BIN)/hubctl demo --workdir $(DEMO_DIR)
@@ -11,6 +11,11 @@ demo: .venv/installed
 # Files side by side, as many as there are cores: each computes with one thread, or they would wait for each other.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Other versions of huggingface_hub, npm's client, a caching proxy: each in an environment of its own, in .clients.
+test-clients: .venv/installed
+	$(BIN)/python -m tests.clients.environments
+	$(BIN)/python -m pytest -m clients tests/clients
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -26,7 +31,7 @@ docs: .venv/installed
 	$(BIN)/python -m tests.conventions.filemap
 
 clean:
-	rm -rf .venv $(DEMO_DIR)
+	rm -rf .venv .clients $(DEMO_DIR)
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "Setting up .venv; the first time this takes some minutes."

@@ -17,7 +17,7 @@ TEXTS = frozenset({".md", ".txt", ".json", ".toml", ".yaml", ".yml", ".csv", ".s
 MAX_TEXT_BYTES = 8 << 20
 SECRETS = {
     "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{30,}",
-    "a token of a hubctl registry": r"\bhubctl_[A-Za-z0-9_-]{43}",
+    "a token of a hubctl registry": r"\b(?:hf_)?hubctl_[A-Za-z0-9_-]{43}",
     "a key of AWS": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a token of GitHub": r"\bgh[pousr]_[A-Za-z0-9]{36}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",

@@ -56,7 +56,8 @@ class Accounts:
         """
         if not label.isprintable() or not 0 < len(label) <= MAX_LABEL_LENGTH:
             raise InputError(f"a label has 1 to {MAX_LABEL_LENGTH} printable characters", param="label")
-        token = "hubctl_" + secrets.token_urlsafe(32)
+        # npm's client refuses any token that does not begin like the Hub's own.
+        token = "hf_hubctl_" + secrets.token_urlsafe(32)
         with self._db.write() as db:
             row = _add(db, user, is_org=False)
             if row["is_org"]:

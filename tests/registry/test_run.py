@@ -39,7 +39,7 @@ def test_a_token_is_printed_alone_and_works(tmp_path: Path) -> None:
 def test_json_of_a_new_token(tmp_path: Path) -> None:
     done = hubctl("token", "create", "--root", str(tmp_path), "--user", "alice", "--json")
     answer = json.loads(done.stdout)
-    assert (answer["user"], answer["token"].startswith("hubctl_")) == ("alice", True)
+    assert (answer["user"], answer["token"].startswith("hf_hubctl_")) == ("alice", True)
 
 
 def test_a_name_that_cannot_be_is_refused(tmp_path: Path) -> None:

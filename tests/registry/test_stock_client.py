@@ -10,9 +10,9 @@ import pytest
 
 from tests.registry_server import RegistryServer, isolated_environment
 
-REPOSITORY = Path(__file__).parent.parent.parent
 SCENARIOS = (
     "uploads_and_downloads_a_folder",
+    "compares_checksums",
     "changes_files_step_by_step",
     "names_revisions_with_slashes",
     "finds_models",
@@ -85,9 +85,16 @@ def test_hf_command_line(registry: RegistryServer, tmp_path: Path) -> None:
     hf("repos", "delete", "carol/lora", "--yes")
 
 
-def play(scenario: str, registry: RegistryServer, home: Path, *, user: str = "alice") -> None:
+def play(
+    scenario: str,
+    registry: RegistryServer,
+    home: Path,
+    *,
+    user: str = "alice",
+    python: str | Path = sys.executable,
+) -> None:
     environment = isolated_environment(home, registry, registry.token(user))
-    environment["PYTHONPATH"] = str(REPOSITORY)
-    command = [sys.executable, "-m", "tests.registry.stock_scenarios", scenario, registry.token("bob")]
-    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=120)
+    script = Path(__file__).with_name("stock_scenarios.py")
+    command = [str(python), str(script), scenario, registry.token("bob")]
+    done = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-6000:]

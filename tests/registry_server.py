@@ -25,18 +25,23 @@ class RegistryServer:
         with RegistryServer(tmp_path / "registry", "--part-size", "64KB") as registry:
             api = HfApi(endpoint=registry.endpoint, token=registry.token("alice"))
 
-    The same `root` may be served again afterwards: everything is still there.
+    The same `root` may be served again afterwards: everything is still there. With `killing_at` the server
+    kills itself right before it changes something in `root` for that time (see `tests.faults.kill_at`).
     """
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path, *options: str, killing_at: int | None = None) -> None:
         self.root = root
         self._options = options
+        self._killing_at = killing_at
         self.endpoint = ""
         """`http://127.0.0.1:PORT`, once the block is entered."""
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "hubctl", "--quiet", "registry", "serve"]
+        program = ["hubctl"]
+        if self._killing_at is not None:
+            program = ["tests.faults.kill_at", str(self._killing_at), str(self.root)]
+        command = [sys.executable, "-m", *program, "--quiet", "registry", "serve"]
         self._process = subprocess.Popen(
             [*command, "--root", str(self.root), "--port", "0", *self._options],
             stdout=subprocess.PIPE,

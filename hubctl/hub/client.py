@@ -205,7 +205,7 @@ class Hub:
                 raise
             except ValueError as error:
                 raise InputError(f"the registry refuses README.md: {error}") from error
-            except RuntimeError as error:  # what hf_xet raises when the transfer itself fails
+            except (RuntimeError, ConnectionError, TimeoutError) as error:  # of hf_xet: the transfer itself
                 raise UnavailableError(
                     f"the upload to {self} broke off: {error}",
                     hint="push again; what arrived is not sent twice",

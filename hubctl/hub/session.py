@@ -21,6 +21,8 @@ def time_limits() -> Any:
     return httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 
 
+XET_RETRIES = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_BASE_DELAY": "500ms"}
+"""hf_xet doubles the delay each time: a registry has 15 seconds to come back, not a minute and a half."""
 _prepared = False
 _prepare_lock = threading.Lock()
 
@@ -31,6 +33,9 @@ def prepare() -> None:
     with _prepare_lock:
         if _prepared:
             return
+        from hubctl.settings import export_defaults
+
+        export_defaults(**XET_RETRIES)  # hf_xet reads nothing else, and reads it when it is loaded
         from huggingface_hub import set_client_factory
         from huggingface_hub.utils import logging
         from huggingface_hub.utils._http import default_client_factory

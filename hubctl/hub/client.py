@@ -1,4 +1,4 @@
-"""The only file that talks to a Hub, through huggingface_hub; its errors become ours here and nowhere else.
+"""A registry, through huggingface_hub; its errors become ours, here as in `upload` and `undo`, by `faults`.
 
 Everything is passed explicitly (endpoint, token, time limits), so that neither the environment nor a login
 for another endpoint leaks into a call.
@@ -7,9 +7,8 @@ for another endpoint leaks into a call.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from hubctl.adapter.header import MAX_HEADER_BYTES
 from hubctl.errors import (
     AccessError,
     ConflictError,
-    InputError,
     IntegrityError,
     NotFoundError,
     UnavailableError,
@@ -68,7 +66,7 @@ class Hub:
         """
         self.need_token("say who you are")
         with self._translated("whoami"):
-            return str(self._api().whoami()["name"])
+            return str(self.api().whoami()["name"])
 
     def need_token(self, purpose: str) -> None:
         """Raise `AccessError`, naming the command to type, when there is no token."""
@@ -82,7 +80,7 @@ class Hub:
             NotFoundError: no such repository or revision, or one that this token may not see.
         """
         with self._translated(str(ref)):
-            found = self._api().model_info(
+            found = self.api().model_info(
                 ref.repo_id, revision=ref.revision, files_metadata=True, timeout=time_limits()
             )
         if not found.sha:
@@ -133,7 +131,7 @@ class Hub:
         """What the registry lists, the latest first; fetched page by page, as far as it is read."""
         self._reach()
         with self._translated("the listing"):
-            for model in self._api().list_models(
+            for model in self.api().list_models(
                 search=search,
                 author=author,
                 filter=list(tags) or None,
@@ -164,64 +162,11 @@ class Hub:
                     tags=tuple(model.tags or ()),
                 )
 
-    def create_and_upload(
-        self, files: Mapping[str, Path], repo_id: str, *, message: str, private: bool = False
-    ) -> Pushed:
-        """Make `repo_id` hold exactly `files` (path in the repository: local file), in one commit.
-
-        The repository is created when it is missing. Files that it has and `files` lacks are deleted: a
-        re-trained adapter must not leave the old one's weights beside its own.
-
-        Raises:
-            AccessError: no token, a wrong one, or no right to write there.
-            ConflictError: somebody pushed in between, or `private` was asked for a public repository.
-        """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
-        self.need_token(f"push to {repo_id}")
-        api = self._api()
-        with self._translated(repo_id):
-            try:
-                before = api.model_info(repo_id, timeout=time_limits())
-            except RepositoryNotFoundError:
-                api.create_repo(repo_id, private=private, exist_ok=True)
-                before = api.model_info(repo_id, timeout=time_limits())
-        if private and not before.private:
-            raise ConflictError(f"{repo_id} exists already and is public", hint="choose another --repo")
-        stale = {s.rfilename for s in before.siblings or ()} - set(files) - {".gitattributes"}
-        with self._translated(repo_id):
-            try:
-                commit = api.create_commit(
-                    repo_id,
-                    [
-                        *(CommitOperationAdd(name, path) for name, path in sorted(files.items())),
-                        *(CommitOperationDelete(name) for name in sorted(stale)),
-                    ],
-                    commit_message=message,
-                    parent_commit=before.sha,
-                )
-            except (HfHubHTTPError, HFValidationError, json.JSONDecodeError):
-                raise
-            except ValueError as error:
-                raise InputError(f"the registry refuses README.md: {error}") from error
-            except (RuntimeError, ConnectionError, TimeoutError) as error:  # of hf_xet: the transfer itself
-                raise UnavailableError(
-                    f"the upload to {self} broke off: {error}",
-                    hint="push again; what arrived is not sent twice",
-                ) from error
-        return Pushed(
-            repo_id=repo_id,
-            commit=commit.oid,
-            url=f"{self.endpoint}/{repo_id}",
-            unchanged=commit.oid == before.sha,
-        )
-
     def check_write(self, repo_id: str, *, must_exist: bool = False) -> None:
         """Raise `AccessError` when this token may not write to `repo_id`, which may be missing yet."""
         try:
             with self._translated(repo_id):
-                self._api().auth_check(repo_id, write=True)
+                self.api().auth_check(repo_id, write=True)
         except NotFoundError:
             # To be created; or a registry that does not know the question, and will say so later.
             if must_exist:
@@ -231,7 +176,7 @@ class Hub:
         """Delete a repository with its history; see `undo` for what a registry of hubctl keeps of it."""
         self.need_token(f"delete {repo_id}")
         with self._translated(repo_id):
-            self._api().delete_repo(repo_id)
+            self.api().delete_repo(repo_id)
 
     def check_move(self, old_id: str, new_id: str) -> None:
         """See that a repository may be moved, as far as the registry tells.
@@ -257,12 +202,12 @@ class Hub:
         """
         self.need_token(f"move {old_id}")
         with self._translated(old_id):
-            self._api().move_repo(old_id, new_id)
+            self.api().move_repo(old_id, new_id)
 
     def refs(self, repo_id: str, kind: RefKind) -> dict[str, str]:
         """A repository's tags or branches: the commit of each name."""
         with self._translated(repo_id):
-            found = self._api().list_repo_refs(repo_id)
+            found = self.api().list_repo_refs(repo_id)
         return {ref.name: ref.target_commit for ref in (found.tags if kind == "tag" else found.branches)}
 
     def check_ref_free(self, repo_id: str, kind: RefKind, name: str) -> None:
@@ -283,9 +228,9 @@ class Hub:
         self.check_ref_free(ref.repo_id, kind, name)
         with self._translated(str(ref)):
             if kind == "tag":
-                self._api().create_tag(ref.repo_id, tag=name, revision=ref.revision)
+                self.api().create_tag(ref.repo_id, tag=name, revision=ref.revision)
             else:
-                self._api().create_branch(ref.repo_id, branch=name, revision=ref.revision)
+                self.api().create_branch(ref.repo_id, branch=name, revision=ref.revision)
         return self.refs(ref.repo_id, kind)[name]
 
     def delete_ref(self, repo_id: str, kind: RefKind, name: str) -> None:
@@ -293,9 +238,9 @@ class Hub:
         self.need_token(f"change {repo_id}")
         with self._translated(f"{kind} '{name}' of {repo_id}"):
             if kind == "tag":
-                self._api().delete_tag(repo_id, tag=name)
+                self.api().delete_tag(repo_id, tag=name)
             else:
-                self._api().delete_branch(repo_id, branch=name)
+                self.api().delete_branch(repo_id, branch=name)
 
     def download(
         self, info: RepoInfo, path: str, target: Path, *, on_bytes: Callable[[int], None] = lambda count: None
@@ -352,14 +297,15 @@ class Hub:
     def __str__(self) -> str:
         return f"{self.name} ({self.endpoint})"
 
-    # -- inside
-
-    def _api(self) -> HfApi:
+    def api(self) -> HfApi:
+        """huggingface_hub's own client for this registry, as this user."""
         prepare()
         from huggingface_hub import HfApi
 
         # False, not None: None would send the login of another endpoint.
         return HfApi(endpoint=self.endpoint, token=self.token or False, library_name="hubctl")
+
+    # -- inside
 
     def _reach(self) -> None:
         """Fail now if nobody answers: huggingface_hub retries a listing for half a minute otherwise."""

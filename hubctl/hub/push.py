@@ -21,6 +21,7 @@ from hubctl.hub.client import Hub, Pushed
 from hubctl.hub.headers import base_shapes
 from hubctl.hub.preflight import Plan, changes, refuse_secrets
 from hubctl.hub.pull import check_name
+from hubctl.hub.upload import upload
 from hubctl.refs import AdapterRef, check_repo_id
 
 Kind = Literal["adapter", "base"]
@@ -71,9 +72,11 @@ def push(
     plan = plan_push(hub, folder, repo_id, kind=kind, tag=tag)
     size = sum(plan.sizes.values()) / 1e6
     stage(f"Uploading {len(plan.sizes)} files, {size:.1f} MB, as {plan.repo_id} to {hub.name}")
-    pushed = hub.create_and_upload(
+    pushed = upload(
+        hub,
         folder_files(folder),
         plan.repo_id,
+        parent=plan.parent,
         message=message or f"Push {folder.resolve().name} with hubctl",
         private=private,
     )

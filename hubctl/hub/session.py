@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def time_limits() -> Any:
     return httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 
 
+PAUSES_S = (0.1, 0.5)
+"""Before each further try after a dropped connection."""
 XET_RETRIES = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_BASE_DELAY": "500ms"}
 """hf_xet doubles the delay each time: a registry has 15 seconds to come back, not a minute and a half."""
 _prepared = False
@@ -38,15 +41,37 @@ def prepare() -> None:
         export_defaults(**XET_RETRIES)  # hf_xet reads nothing else, and reads it when it is loaded
         from huggingface_hub import set_client_factory
         from huggingface_hub.utils import logging
-        from huggingface_hub.utils._http import default_client_factory
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
-        def withtime_limits() -> httpx2.Client:
-            client = default_client_factory()  # its own limit is none at all
-            client.timeout = time_limits()
-            return client
-
-        set_client_factory(withtime_limits)
+        set_client_factory(_patient_client)
         disable_progress_bars()
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         _prepared = True
+
+
+def is_drop(error: BaseException | None) -> bool:
+    """Whether a connection broke that was there: worth another try, unlike a registry that is not there."""
+    import httpx2
+
+    dropped = isinstance(error, (httpx2.RemoteProtocolError, httpx2.NetworkError))
+    return dropped and not isinstance(error, httpx2.ConnectError)
+
+
+def _patient_client() -> httpx2.Client:
+    """huggingface_hub's own client, but with time limits, and asking again when a connection drops."""
+    import httpx2
+    from huggingface_hub.utils._http import default_client_factory
+
+    class Patient(httpx2.Client):
+        def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
+            for pause_s in PAUSES_S if request.method in ("GET", "HEAD") else ():
+                try:
+                    return super().send(request, **how)
+                except httpx2.TransportError as error:
+                    if not is_drop(error):
+                        raise
+                    time.sleep(pause_s)
+            return super().send(request, **how)
+
+    hooks = default_client_factory().event_hooks
+    return Patient(event_hooks=hooks, follow_redirects=True, timeout=time_limits())

@@ -79,3 +79,19 @@ def test_the_registry(point: int, changes: tuple[int, int], folder: Path, tmp_pa
         repo = user.run("push", folder, "-q")
         look(again)
         pulled(user, repo, folder)
+
+
+@pytest.mark.parametrize("point", range(POINTS))
+def test_a_dropped_connection(
+    point: int, moments: int, registry: RegistryServer, folder: Path, tmp_path: Path
+) -> None:
+    """One connection breaks, and only that: the push goes on by itself."""
+
+    def cut() -> None:
+        raise ConnectionResetError
+
+    user = User(tmp_path / "home", registry, registry.token(f"dropped{point}"))
+    with Tap(registry.endpoint, spread(moments, point), cut).open() as endpoint:
+        repo = user.run("push", folder, "-q", endpoint=endpoint)
+    look(registry)
+    pulled(user, repo, folder)

@@ -63,10 +63,11 @@ def push(
     if dry_run:
         _show_plan(output, plan_push(hub, folder, repo, kind=kind, tag=tag))
         return
-    with output.progress(None, f"Checking {folder}") as bar:
+    with output.progress(None, f"Checking {folder}", unit="bytes") as bar:
         pushed = push_folder(
-            hub, folder, repo, kind=kind, private=private, message=message, tag=tag, stage=bar.say
-        )
+            hub, folder, repo, kind=kind, private=private, message=message, tag=tag, stage=bar.say,
+            progress=lambda done, total: bar.update(done, total=total),
+        )  # fmt: skip
     did = "is up to date already" if pushed.unchanged else "pushed"
     output.result(
         {"repo": pushed.repo_id, "commit": pushed.commit, "url": pushed.url, "unchanged": pushed.unchanged},

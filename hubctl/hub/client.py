@@ -362,9 +362,11 @@ class Hub:
                 return
             except (httpx2.NetworkError, httpx2.RemoteProtocolError, httpx2.ReadTimeout) as error:
                 tries += 1
-                if tries == DOWNLOAD_TRIES or isinstance(error, httpx2.ConnectError):
+                if tries == DOWNLOAD_TRIES:
                     unreachable(error, self)
                 time.sleep(0.2 * tries)
+            except httpx2.TransportError as error:
+                unreachable(error, self)
 
     @contextmanager
     def _open(self, info: RepoInfo, path: str, *, wanted: str | None) -> Iterator[httpx2.Response]:

@@ -56,11 +56,12 @@ def push(
     message: str | None = None,
     tag: str | None = None,
     stage: Stage = lambda text: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pushed:
     """Upload `folder` as `repo_id` (the user's own name and the folder's, when None).
 
     Nothing is sent before `plan_push` has passed. `tag` becomes a name of the commit. `stage` hears what
-    happens, in words.
+    happens, in words, and `progress` (bytes done, bytes in all) of the upload.
 
     Raises:
         AccessError: no token, a wrong one, or no right to write there.
@@ -70,8 +71,14 @@ def push(
         UnavailableError: the registry cannot be reached.
     """
     plan = plan_push(hub, folder, repo_id, kind=kind, tag=tag)
-    size = sum(plan.sizes.values()) / 1e6
-    stage(f"Uploading {len(plan.sizes)} files, {size:.1f} MB, as {plan.repo_id} to {hub.name}")
+    total, read = sum(plan.sizes.values()), 0
+    stage(f"Uploading {len(plan.sizes)} files, {total / 1e6:.1f} MB, as {plan.repo_id} to {hub.name}")
+
+    def count(size: int) -> None:
+        nonlocal read
+        read += size
+        progress(min(read // 2, total), total)  # each byte is read twice: to hash it, and to send it
+
     pushed = upload(
         hub,
         folder_files(folder),
@@ -79,6 +86,7 @@ def push(
         parent=plan.parent,
         message=message or f"Push {folder.resolve().name} with hubctl",
         private=private,
+        on_bytes=count,
     )
     if tag and hub.refs(plan.repo_id, "tag").get(tag) != pushed.commit:
         hub.add_ref(AdapterRef(plan.repo_id, pushed.commit), "tag", tag)

@@ -22,8 +22,8 @@ def time_limits() -> Any:
     return httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 
 
-PAUSES_S = (0.1, 0.5)
-"""Before each further try after a dropped connection."""
+PAUSES_S = (0.1, 0.5, 2.0)
+"""Before each further try after a connection dropped."""
 XET_RETRIES = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_BASE_DELAY": "500ms"}
 """hf_xet doubles the delay each time: a registry has 15 seconds to come back, not a minute and a half."""
 _prepared = False
@@ -49,29 +49,26 @@ def prepare() -> None:
         _prepared = True
 
 
-def is_drop(error: BaseException | None) -> bool:
-    """Whether a connection broke that was there: worth another try, unlike a registry that is not there."""
-    import httpx2
-
-    dropped = isinstance(error, (httpx2.RemoteProtocolError, httpx2.NetworkError))
-    return dropped and not isinstance(error, httpx2.ConnectError)
-
-
 def _patient_client() -> httpx2.Client:
     """huggingface_hub's own client, but with time limits, and asking again when a connection drops."""
     import httpx2
     from huggingface_hub.utils._http import default_client_factory
 
+    class Gone(httpx2.TransportError):
+        """Nobody listens any more. Of a class that huggingface_hub does not wait half a minute for."""
+
     class Patient(httpx2.Client):
         def send(self, request: httpx2.Request, **how: Any) -> httpx2.Response:
-            for pause_s in PAUSES_S if request.method in ("GET", "HEAD") else ():
+            pauses = iter(PAUSES_S if request.method in ("GET", "HEAD") else ())
+            while True:
                 try:
                     return super().send(request, **how)
-                except httpx2.TransportError as error:
-                    if not is_drop(error):
+                except httpx2.ConnectError as error:
+                    raise Gone(str(error), request=request) from error
+                except (httpx2.RemoteProtocolError, httpx2.NetworkError):
+                    if (pause_s := next(pauses, None)) is None:
                         raise
                     time.sleep(pause_s)
-            return super().send(request, **how)
 
     hooks = default_client_factory().event_hooks
     return Patient(event_hooks=hooks, follow_redirects=True, timeout=time_limits())

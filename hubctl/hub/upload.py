@@ -1,18 +1,26 @@
-"""Files onto a registry in one commit, on top of the commit that they were compared with, or not at all."""
+"""Files onto a registry in one commit, on top of the commit that they were compared with, or not at all.
+
+Large files go to huggingface.co through Xet, in chunks that it may have already. Other registries get them by
+plain LFS: adapters share no chunks, one reading less is quicker, progress can be told; and hf_xet takes the
+address to write to from the registry, `local://` folders of this disk among them, without asking anybody.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from hubctl.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from hubctl.hub.client import Hub
 from hubctl.hub.faults import translated
 from hubctl.hub.preflight import changes
 from hubctl.hub.records import Pushed, RepoInfo
-from hubctl.hub.session import PAUSES_S, is_drop
+from hubctl.hub.session import PAUSES_S
+from hubctl.hub.tokens import HF_URL
 from hubctl.refs import AdapterRef
 
 KEPT = frozenset({".gitattributes"})
@@ -27,12 +35,14 @@ def upload(
     parent: str | None,
     message: str,
     private: bool = False,
+    on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Pushed:
     """Make `repo_id` hold exactly `files` (path in the repository: local file), in one commit after `parent`.
 
     The repository is created when it is missing (`parent` is None then). Files that it has and `files` lacks
     are deleted: a re-trained adapter must not leave the old one's weights beside its own. A connection that
     drops is no end: what arrived is found again, files by their hashes and a commit by what it holds.
+    `on_bytes` hears of what is read of the files: all of it twice at most, to hash and to send.
 
     Raises:
         AccessError: no token, a wrong one, or no right to write there.
@@ -42,16 +52,66 @@ def upload(
     hub.need_token(f"push to {repo_id}")
     for pause_s in PAUSES_S:
         try:
-            return _upload(hub, files, repo_id, parent, message, private)
-        except UnavailableError as error:
-            if not is_drop(error.__cause__):
-                raise
+            return _upload(hub, files, repo_id, parent, message, private, on_bytes)
+        except UnavailableError:  # it was there when the files were compared
             time.sleep(pause_s)
-    return _upload(hub, files, repo_id, parent, message, private)
+    return _upload(hub, files, repo_id, parent, message, private, on_bytes)
+
+
+class Counted(io.BufferedIOBase):
+    """A file that tells how many bytes were read of it; open only from its first byte to its last."""
+
+    def __init__(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+        self._path, self._on_bytes = path, on_bytes
+        self._position = 0
+        self._file: BinaryIO | None = None
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """The position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position; returns it."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._path.stat().st_size}[whence]
+        self._position = start + offset
+        self.close_file()
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next `size` bytes, or all that are left."""
+        if self._file is None:
+            self._file = self._path.open("rb")
+            self._file.seek(self._position)
+        data = self._file.read(-1 if size is None else size)
+        self._position += len(data)
+        self._on_bytes(len(data))
+        if size is None or len(data) < size or size < 0:
+            self.close_file()
+        return data
+
+    def close_file(self) -> None:
+        """Let go of the file; the next read opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _upload(
-    hub: Hub, files: Mapping[str, Path], repo_id: str, parent: str | None, message: str, private: bool
+    hub: Hub,
+    files: Mapping[str, Path],
+    repo_id: str,
+    parent: str | None,
+    message: str,
+    private: bool,
+    on_bytes: Callable[[int], None],
 ) -> Pushed:
     before = _open(hub, repo_id, private)
     untouched = parent is None and set(before.files) <= KEPT
@@ -62,7 +122,7 @@ def _upload(
             f"{repo_id} has a commit {before.commit[:12]} by somebody else since it was compared",
             hint="hubctl push --dry-run shows what a push would change now",
         )
-    commit = _commit(hub, files, before, message)
+    commit = _commit(hub, files, before, message, on_bytes)
     return _pushed(hub, repo_id, commit, unchanged=commit == before.commit)
 
 
@@ -78,9 +138,19 @@ def _open(hub: Hub, repo_id: str, private: bool) -> RepoInfo:
     return before
 
 
-def _commit(hub: Hub, files: Mapping[str, Path], before: RepoInfo, message: str) -> str:
+def _commit(
+    hub: Hub,
+    files: Mapping[str, Path],
+    before: RepoInfo,
+    message: str,
+    on_bytes: Callable[[int], None],
+) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    def opened(path: Path) -> Path | BinaryIO:
+        # The library takes whatever is open already by plain LFS.
+        return path if hub.endpoint == HF_URL else cast(BinaryIO, Counted(path, on_bytes))
 
     stale = set(before.files) - set(files) - KEPT
     with translated(before.repo_id, hub):
@@ -88,7 +158,7 @@ def _commit(hub: Hub, files: Mapping[str, Path], before: RepoInfo, message: str)
             commit = hub.api().create_commit(
                 before.repo_id,
                 [
-                    *(CommitOperationAdd(name, path) for name, path in sorted(files.items())),
+                    *(CommitOperationAdd(name, opened(path)) for name, path in sorted(files.items())),
                     *(CommitOperationDelete(name) for name in sorted(stale)),
                 ],
                 commit_message=message,

@@ -30,7 +30,7 @@ def moments(registry: RegistryServer, folder: Path, tmp_path_factory: pytest.Tem
     user = User(tmp_path_factory.mktemp("counter") / "home", registry, registry.token("counter"))
     tap = Tap(registry.endpoint)
     with tap.open() as endpoint:
-        user.run("push", folder, endpoint=endpoint)
+        user.run("push", "--private", folder, endpoint=endpoint)
     return tap.moments
 
 
@@ -40,11 +40,11 @@ def test_the_client(point: int, moments: int, registry: RegistryServer, folder: 
     victims: list[subprocess.Popen[str]] = []
     tap = Tap(registry.endpoint, spread(moments, point), lambda: victims[0].kill())
     with tap.open() as endpoint:
-        victims.append(user.start("push", folder, endpoint=endpoint))
+        victims.append(user.start("push", "--private", folder, endpoint=endpoint))
         victims[0].communicate(timeout=60)
     look(registry)
     assert victims[0].returncode == -9
-    repo = user.run("push", folder, "-q")
+    repo = user.run("push", "--private", folder, "-q")
     look(registry)
     pulled(user, repo, folder)
 
@@ -58,7 +58,7 @@ def changes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int
         with RegistryServer(root, killing_at=0) as registry:
             user = User(root.with_name("home"), registry, registry.token("counter"))
             if pushed:
-                user.run("push", folder)
+                user.run("push", "--private", folder)
         found.append(int(root.with_name("root.changes").read_text()))
     return found[0], found[1] - found[0]
 
@@ -69,14 +69,14 @@ def test_the_registry(point: int, changes: tuple[int, int], folder: Path, tmp_pa
     start, push = changes
     with RegistryServer(root, killing_at=start + spread(push, point)) as registry:
         user = User(tmp_path / "home", registry, registry.token("alice"))
-        victim = user.start("push", folder)
+        victim = user.start("push", "--private", folder)
         _, said = victim.communicate(timeout=60)
         assert registry.stop() == -9
     assert "Traceback" not in said, said
     with RegistryServer(root) as again:
         look(again)
         user = User(tmp_path / "home", again, user.token)
-        repo = user.run("push", folder, "-q")
+        repo = user.run("push", "--private", folder, "-q")
         look(again)
         pulled(user, repo, folder)
 
@@ -92,6 +92,6 @@ def test_a_dropped_connection(
 
     user = User(tmp_path / "home", registry, registry.token(f"dropped{point}"))
     with Tap(registry.endpoint, spread(moments, point), cut).open() as endpoint:
-        repo = user.run("push", folder, "-q", endpoint=endpoint)
+        repo = user.run("push", "--private", folder, "-q", endpoint=endpoint)
     look(registry)
     pulled(user, repo, folder)

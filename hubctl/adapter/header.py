@@ -77,7 +77,13 @@ def read_header(path: Path) -> Header:
 def parse_header(raw: bytes, *, size_bytes: int, path: Path) -> Header:
     """Check the header's JSON text `raw` of a file of `size_bytes`; `path` is only named in errors."""
     try:
-        data = json.loads(raw, object_pairs_hook=partial(_unique, path))
+        # Stricter than json is by itself, as other readers are: it takes UTF-16 (of bytes), NaN, and -0 as 0.
+        data = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=partial(_unique, path),
+            parse_int=_integer,
+            parse_constant=_no_json,
+        )
     except (ValueError, RecursionError):
         _refuse(path, "it is not a safetensors file (its header is not JSON)")
     if not isinstance(data, dict):
@@ -146,6 +152,14 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         _refuse(path, "its header names a key twice")
     return table
+
+
+def _integer(text: str) -> float:
+    return -0.0 if text == "-0" else int(text)
+
+
+def _no_json(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

@@ -23,7 +23,7 @@ from hubctl.errors import (
     NotFoundError,
     UnavailableError,
 )
-from hubctl.hub.faults import explain, login_command, translated, unreachable
+from hubctl.hub.faults import explain, login_command, translated, understood, unreachable
 from hubctl.hub.records import (
     AdapterInfo,
     AdapterSummary,
@@ -79,32 +79,33 @@ class Hub:
         Raises:
             NotFoundError: no such repository or revision, or one that this token may not see.
         """
-        with self._translated(str(ref)):
+        with self._translated(str(ref)), understood(self):
             found = self.api().model_info(
                 ref.repo_id, revision=ref.revision, files_metadata=True, timeout=time_limits()
             )
-        if not found.sha:
+            info = RepoInfo(
+                repo_id=found.id,
+                revision=ref.revision or "main",
+                commit=str(found.sha or ""),
+                files={
+                    s.rfilename: FileInfo(
+                        size_bytes=int((s.lfs.size if s.lfs else s.size) or 0),
+                        sha256=s.lfs.sha256 if s.lfs else None,
+                        git_sha1=None if s.lfs else s.blob_id,
+                    )
+                    for s in found.siblings or ()
+                },
+                card=_card(found),
+                task=found.pipeline_tag,
+                tags=tuple(map(str, found.tags or ())),
+                private=bool(found.private),
+                updated=found.last_modified,
+            )
+        if not info.commit:
             raise NotFoundError(
                 f"{ref.repo_id} on {self} is empty", hint=f"hubctl push DIR --repo {ref.repo_id}"
             )
-        return RepoInfo(
-            repo_id=found.id,
-            revision=ref.revision or "main",
-            commit=found.sha,
-            files={
-                s.rfilename: FileInfo(
-                    size_bytes=int((s.lfs.size if s.lfs else s.size) or 0),
-                    sha256=s.lfs.sha256 if s.lfs else None,
-                    git_sha1=None if s.lfs else s.blob_id,
-                )
-                for s in found.siblings or ()
-            },
-            card=_card(found),
-            task=found.pipeline_tag,
-            tags=tuple(found.tags or ()),
-            private=bool(found.private),
-            updated=found.last_modified,
-        )
+        return info
 
     def adapter_info(self, ref: AdapterRef) -> AdapterInfo:
         """The adapter `ref`, resolved: every cache is keyed by the `pinned` that this returns.
@@ -130,7 +131,7 @@ class Hub:
     ) -> Iterator[AdapterSummary]:
         """What the registry lists, the latest first; fetched page by page, as far as it is read."""
         self._reach()
-        with self._translated("the listing"):
+        with self._translated("the listing"), understood(self):
             for model in self.api().list_models(
                 search=search,
                 author=author,
@@ -365,7 +366,7 @@ class Hub:
                 if tries == DOWNLOAD_TRIES:
                     unreachable(error, self)
                 time.sleep(0.2 * tries)
-            except httpx2.TransportError as error:
+            except httpx2.HTTPError as error:
                 unreachable(error, self)
 
     @contextmanager

@@ -56,9 +56,26 @@ def translated(what: str, hub: Registry) -> Iterator[None]:
     except httpx2.HTTPError as error:
         unreachable(error, hub)
     except json.JSONDecodeError as error:
-        raise UnavailableError(
-            f"{hub} answers, but not like a hub", hint="is the URL right? See `hubctl remote list`"
-        ) from error
+        raise _no_hub(hub) from error
+
+
+@contextmanager
+def understood(hub: Registry) -> Iterator[None]:
+    """Around the reading of an answer: what fails on its shape is the registry's fault, not ours."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except HFValidationError:
+        raise  # of what was asked, not of the answer
+    except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
+        raise _no_hub(hub) from error
+
+
+def _no_hub(hub: Registry) -> UnavailableError:
+    return UnavailableError(
+        f"{hub} answers, but not like a hub", hint="is the URL right? See `hubctl remote list`"
+    )
 
 
 def explain(error: HfHubHTTPError, what: str, hub: Registry) -> NoReturn:

@@ -24,7 +24,8 @@ from hubctl.adapter.package import new_folder
 from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
 from hubctl.hub.cache import make_room
 from hubctl.hub.client import AdapterInfo, Hub, RepoInfo
-from hubctl.hub.verify import write_promises
+from hubctl.hub.verify import is_promised, write_promises
+from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef, PinnedRef
 from hubctl.settings import environment
 
@@ -76,7 +77,7 @@ def pull(
         pinned = info.pinned
     folder = commit_folder(cache / "adapters", pinned.repo_id, pinned.commit)
     with _locked(folder):
-        if (layout := _cached(folder, pinned)) is not None:
+        if (layout := _cached(folder, pinned, info)) is not None:
             os.utime(folder)  # when it was last used, for whoever makes room in the cache
             return Pulled(path=folder, pinned=pinned, layout=layout, cached=True)
         if info is None:
@@ -158,37 +159,17 @@ def base_files(info: RepoInfo) -> list[str]:
     return kept
 
 
-def check_name(name: str) -> str:
-    """Return the path `name` of a file in a repository if it is safe to write below a folder.
-
-    Raises:
-        InputError: it is absolute, climbs out, or uses what some file system reads as something else.
-    """
-    parts = name.split("/")
-    if (
-        not name
-        or len(name) > 400
-        or re.search(r"[\x00-\x1f\x7f\\:]", name)
-        or any(
-            part in ("", ".", "..") or part.endswith((" ", ".")) or part.lower() == ".git" for part in parts
-        )
-    ):
-        raise InputError(f"a file name that cannot be trusted: {name[:100]!r}")
-    return name
-
-
 def _safe(info: RepoInfo) -> list[str]:
-    """Names that are taken, checked; two names that one disk would merge are refused."""
+    """Names that are taken, checked."""
     try:
         names = [
-            check_name(name)
+            check_path(name)
             for name in sorted(info.files)
             if PurePosixPath(name).suffix.lower() in TAKEN or PurePosixPath(name).name in BARE
         ]
+        check_no_collisions(names)
     except InputError as error:
-        raise AdapterError(f"{info.repo_id} has {error.message}") from error
-    if len({name.lower() for name in names}) != len(names):
-        raise AdapterError(f"{info.repo_id} has file names that differ only in case")
+        raise AdapterError(f"{info.repo_id} is refused: {error.message}") from error
     if len(names) > MAX_FILES:
         raise AdapterError(f"{info.repo_id} has {len(names):,} files (limit {MAX_FILES:,})")
     return names
@@ -244,17 +225,22 @@ def _fetch(
         hub.download(info, name, path, on_bytes=count)
 
 
-def _cached(folder: Path, pinned: PinnedRef) -> AdapterLayout | None:
-    """The layout of the cached folder if its weights are still the ones that `pinned` promises."""
+def _cached(folder: Path, pinned: PinnedRef, info: AdapterInfo | None) -> AdapterLayout | None:
+    """The layout of the cached folder if its weights are still the ones that `pinned` promises.
+
+    Where the registry was asked (`info`), the other files must have come on its word too: another registry
+    may have the same commit, with the same weights and a configuration of its own.
+    """
     if not folder.is_dir():
         return None
-    try:
-        layout = read_layout(folder)
-        with layout.weights_file.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == pinned.sha256:
-                return layout
-    except (AdapterError, OSError):
-        pass  # damaged on disk: the same as not being here
+    if info is None or is_promised(folder, info, adapter_files(info)):
+        try:
+            layout = read_layout(folder)
+            with layout.weights_file.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == pinned.sha256:
+                    return layout
+        except (AdapterError, OSError):
+            pass  # damaged on disk: the same as not being here
     shutil.rmtree(folder)
     return None
 

@@ -20,8 +20,8 @@ from hubctl.families import detect_family
 from hubctl.hub.client import Hub, Pushed
 from hubctl.hub.headers import base_shapes
 from hubctl.hub.preflight import Plan, changes, refuse_secrets
-from hubctl.hub.pull import check_name
 from hubctl.hub.upload import upload
+from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef, check_repo_id
 
 Kind = Literal["adapter", "base"]
@@ -212,7 +212,8 @@ def folder_files(folder: Path) -> dict[str, Path]:
         for name in sorted(names):
             if not name.startswith("."):
                 path = Path(root) / name
-                files[check_name(path.relative_to(folder).as_posix())] = path
+                files[check_path(path.relative_to(folder).as_posix())] = path
+    check_no_collisions(files)
     if not files:
         raise InputError(f"{folder} is empty", hint="hubctl push DIR (the folder that `hubctl train` wrote)")
     return files

@@ -16,8 +16,8 @@ from hubctl.adapter.layout import CONFIG_PEFT, find_weights
 from hubctl.adapter.package import MANIFEST, read_manifest
 from hubctl.errors import AdapterError, InputError, NotFoundError
 from hubctl.hub.headers import hollow_folder
-from hubctl.hub.pull import check_name
 from hubctl.hub.records import RepoInfo, pick_weights
+from hubctl.paths import check_path
 from hubctl.refs import AdapterRef, WebRef
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _remote(hub: Hub, ref: AdapterRef, file: str | None) -> Iterator[Source]:
 
 
 def _weights(info: RepoInfo, file: str | None) -> str:
-    file = check_name(file or pick_weights(info))
+    file = check_path(file or pick_weights(info))
     if file not in info.files:
         near = ", ".join(name for name in sorted(info.files) if name.endswith(".safetensors"))
         raise NotFoundError(

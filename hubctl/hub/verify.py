@@ -38,6 +38,14 @@ def write_promises(folder: Path, info: RepoInfo, names: Iterable[str]) -> None:
     made.replace(_promises(folder))
 
 
+def is_promised(folder: Path, info: RepoInfo, names: Iterable[str]) -> bool:
+    """Whether the files in `folder` were pulled on the same promises that `info` makes now."""
+    try:
+        return _read(folder) == {name: info.files[name] for name in names}
+    except (OSError, ValueError, AttributeError, InputError):
+        return False
+
+
 def verify(cache: Path, ref: AdapterRef | None = None) -> list[Verified]:
     """Read every file of `ref`, or of all that is in the cache, and compare hashes.
 
@@ -64,10 +72,7 @@ def _is(ref: AdapterRef, folder: Path) -> bool:
 
 def _faults(folder: Path) -> dict[str, str]:
     try:
-        promised = {
-            name: from_mapping(FileInfo, values, where=name)
-            for name, values in json.loads(_promises(folder).read_text(encoding="utf-8")).items()
-        }
+        promised = _read(folder)
     except (OSError, ValueError, AttributeError, InputError):
         return {_promises(folder).name: "not there, or damaged: what was promised is not known"}
     here = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
@@ -78,6 +83,13 @@ def _faults(folder: Path) -> dict[str, str]:
         elif not keeps(here[name], promise):
             faults[name] = "changed"
     return dict(sorted(faults.items()))
+
+
+def _read(folder: Path) -> dict[str, FileInfo]:
+    return {
+        name: from_mapping(FileInfo, values, where=name)
+        for name, values in json.loads(_promises(folder).read_text(encoding="utf-8")).items()
+    }
 
 
 def _promises(folder: Path) -> Path:

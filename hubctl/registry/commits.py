@@ -10,12 +10,12 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from hubctl.errors import InputError
+from hubctl.paths import check_no_collisions, check_path
 from hubctl.registry import git, quota
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.card import MAX_CARD_BYTES, read_card
 from hubctl.registry.database import now
 from hubctl.registry.faults import EntryNotFound, StaleParent
-from hubctl.registry.names import check_no_collisions, check_path
 
 LFS_PATTERNS = (
     "*.7z", "*.arrow", "*.bin", "*.bz2", "*.ckpt", "*.ftz", "*.gz", "*.h5", "*.joblib", "*.lfs.*",

@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hubctl.errors import HubctlError, InputError
+from hubctl.paths import check_path
 from hubctl.registry import multipart
 from hubctl.registry.blobs import Draft, check_digest
 from hubctl.registry.commits import is_large_by_name
 from hubctl.registry.faults import status_of
-from hubctl.registry.names import check_path
 from hubctl.registry.repo import Repo
 from hubctl.registry.services import Services
 from hubctl.registry.wire import (

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hubctl.errors import ConflictError, InputError
+from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef
 from hubctl.registry import accounts, commits, git
 from hubctl.registry.blobs import FileStore
 from hubctl.registry.commits import File
 from hubctl.registry.database import Database, now
-from hubctl.registry.names import check_no_collisions, check_path, check_ref_name, check_repo_name
+from hubctl.registry.names import check_ref_name, check_repo_name
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -110,6 +110,15 @@ BROKEN = {
     "longer than memory": (struct.pack("<Q", 2**64 - 1) + b"{}", "not a safetensors file"),
     "no JSON": (container(b"{{"), "header is not JSON"),
     "not UTF-8": (container(b'{"\xff": 1}'), "header is not JSON"),
+    "minus zero": (
+        container(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[-0,4]}}', bytes(4)),
+        "impossible numbers",
+    ),
+    "NaN": (
+        container(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":NaN}}', bytes(4)),
+        "header is not JSON",
+    ),
+    "UTF-16": (container("{}".encode("utf-16-be")), "header is not JSON"),
     "deep JSON": (container(b"[" * 200_000), "header is not JSON"),
     "a list": (container([]), "not a table"),
     "metadata of numbers": (container({"__metadata__": {"a": 1}}), "metadata is not a table of strings"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hubctl.adapter.card import first_base_model
-from hubctl.errors import AdapterError, InputError, IntegrityError
-from hubctl.hub.pull import adapter_files, base_files, check_name, commit_folder
+from hubctl.errors import AdapterError, IntegrityError
+from hubctl.hub.pull import adapter_files, base_files, commit_folder
 from hubctl.hub.records import AdapterInfo, Digest, FileInfo, RepoInfo, pick_weights
 from hubctl.refs import PinnedRef
 
@@ -37,25 +37,6 @@ def adapter(*names: str) -> AdapterInfo:
     return AdapterInfo(**values, weights_file=pick_weights(info), pinned=pinned)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "", "/etc/passwd", "../up", "a/../../up", "a//b", "./a", "a/.", "C:x", "a\\b", "a\x00b", "a\nb",
-        ".git/config", "a/.GIT/config", "trailing.", "trailing ", "n" * 401,
-    ],
-)  # fmt: skip
-def test_names_that_are_not_written(name: str) -> None:
-    with pytest.raises(InputError):
-        check_name(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["README.md", "samples/image 1.png", "a/b/c.json", ".gitattributes", "é.png"]
-)
-def test_ordinary_names(name: str) -> None:
-    assert check_name(name) == name
-
-
 def test_only_plain_files_of_an_adapter_are_taken() -> None:
     taken = adapter_files(adapter(
         WEIGHTS, "README.md", "hubctl.json", "image_0.png", "samples/a.webp", "LICENSE",
@@ -69,7 +50,7 @@ def test_checkpoints_beside_the_weights_stay_there() -> None:
 
 
 def test_a_repository_with_a_hostile_name_is_refused_whole() -> None:
-    with pytest.raises(AdapterError, match="cannot be trusted"):
+    with pytest.raises(AdapterError, match="alice/x is refused: path"):
         adapter_files(adapter(WEIGHTS, "../../.bashrc.txt"))
 
 
@@ -81,7 +62,7 @@ def test_more_bytes_than_any_adapter_has_are_not_fetched() -> None:
 
 
 def test_names_that_one_disk_would_merge_are_refused() -> None:
-    with pytest.raises(AdapterError, match="differ only in case"):
+    with pytest.raises(AdapterError, match="the same file on some systems"):
         adapter_files(adapter(WEIGHTS, "readme.md", "README.md"))
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hubctl
-from hubctl.adapter.card import CARD, Card, Sample, render_card
+from hubctl.adapter.card import CARD, Card, Sample, read_card_data, render_card
+from hubctl.adapter.licence import stated_licence
 from hubctl.adapter.package import MANIFEST, BaseIdentity, Manifest, manifest_json
 from hubctl.base_models import BaseModel
 from train.config import TrainConfig
@@ -134,6 +135,7 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
         if (folder / SAMPLES / f"sample-{number}.png").is_file()
     ]
     grid = f"{SAMPLES}/grid.png"
+    licence = stated_licence(read_card_data(outcome.base.path))
     return Card(
         title=name,
         base_model=outcome.base.id,
@@ -146,6 +148,8 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
         classes=len(outcome.labels) or None,
         linear_head=outcome.base.family.linear_head,
         instance_prompt=config.instance_prompt,
+        license=licence.id if licence else None,  # the base's: what is made from it may be shared under it
+        license_name=licence.name if licence else None,
         samples=samples,
         pictures=[*([grid] if (folder / grid).is_file() else []), LOSS_CURVE],
     )

@@ -19,6 +19,8 @@ from hubctl.families import Task
 CARD = "README.md"
 MAX_HEADER_BYTES = 256 << 10
 MAX_HEADER_DEPTH = 32
+SERVER = "http://127.0.0.1:8000"
+"""Where `hubctl serve` listens if nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +49,8 @@ class Card:
     """Segmentation: the base runs under `hubctl.modeling`'s linear head, which transformers does not know."""
     instance_prompt: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    """Of a licence that has no id of its own (`license: other`)."""
     samples: Sequence[Sample] = ()
     pictures: Sequence[str] = ()
     """Other image files to show: the loss curve, overlays."""
@@ -66,6 +70,8 @@ def render_card(card: Card) -> str:
     }
     if card.license:
         data["license"] = card.license
+    if card.license_name:
+        data["license_name"] = card.license_name
     if card.instance_prompt:
         data["instance_prompt"] = card.instance_prompt
     if card.samples:
@@ -138,8 +144,12 @@ def _refuse_bombs(raw: str) -> None:
 def _usage(card: Card) -> str:
     if card.task == "text-to-image":
         prompt = card.samples[0].text if card.samples else card.instance_prompt or "a prompt"
+        body = json.dumps({"model": f"OWNER/{card.title}", "prompt": prompt}, ensure_ascii=False)
         return (
             f"```sh\nhubctl generate {shlex.quote(prompt)} --adapter OWNER/{card.title}\n```\n\n"
+            f"```sh\ncurl -s {SERVER}/v1/images/generations -H 'Content-Type: application/json' \\\n"
+            f"  -d {shlex.quote(body)} \\\n"
+            "  | jq -r '.data[0].b64_json' | base64 -d > picture.png\n```\n\n"
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
             f'pipe = DiffusionPipeline.from_pretrained("{card.base_model}")\n'
             f'pipe.load_lora_weights("OWNER/{card.title}")\npipe({json.dumps(prompt)}).images[0]\n```'
@@ -154,6 +164,8 @@ def _usage(card: Card) -> str:
         load = f'AutoModelForSemanticSegmentation.from_pretrained("{card.base_model}"{sized})'
     return (
         f"```sh\nhubctl segment photo.png --adapter OWNER/{card.title}\n```\n\n"
+        f"```sh\ncurl -s {SERVER}/v1/images/segmentations -F image=@photo.png \\\n"
+        f"  -F model=OWNER/{card.title} -F output=overlay | jq -r .image | base64 -d > overlay.png\n```\n\n"
         f"```python\nfrom peft import PeftModel\nfrom {loader}\n\n"
         f'base = {load}\nmodel = PeftModel.from_pretrained(base, "OWNER/{card.title}")\n```'
     )

@@ -31,7 +31,9 @@ CODES = {
     "mixed-dtypes": "tensors have several data types",
     "no-base": "nothing states which base the adapter is for",
     "base-mismatch": "what is stated of the base and what the shapes say differ",
-    "local-paths": "the metadata names folders of the machine it was trained on",
+    "local-paths": "the metadata or a text names folders of the machine it was trained on",
+    "no-licence": "the card states no licence: nobody else knows what they may do (push alone says so)",
+    "licence": "the card's licence does not go with the base's (push alone says so)",
 }
 """Codes of findings, and what each means."""
 

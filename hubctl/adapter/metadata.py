@@ -23,7 +23,8 @@ MAX_TEXT = 300
 """Characters of a stranger's text that are shown."""
 
 _LOCAL_PATH = re.compile(
-    r"(?<![\w:/])(?:[A-Za-z]:[\\/]|/(?:home|Users|mnt|media|root|data|content|workspace)/)"
+    r"(?<![\w:/.])(?:[A-Za-z]:[\\/]|/(?:home|Users|mnt|media|root|data|content|workspace)/|~/|file://)"
+    r"[^\s\"'`<>|()\[\]]*"
 )
 _REPEATS = re.compile(r"^\d+_(.+)$")  # kohya's folders: `10_sks dog`
 
@@ -82,7 +83,13 @@ def trigger_words(metadata: Table, card: Table, manifest: Table) -> tuple[Trigge
 
 def private_fields(metadata: Table) -> list[str]:
     """Names of the metadata's fields that hold paths of the machine it was trained on."""
-    return sorted(key for key, value in metadata.items() if _LOCAL_PATH.search(str(value)))
+    return sorted(key for key, value in metadata.items() if local_path(str(value)))
+
+
+def local_path(text: str) -> str | None:
+    """The first path of somebody's own machine that `text` holds."""
+    found = _LOCAL_PATH.search(text)
+    return found[0] if found else None
 
 
 def _frequent_tags(text: object) -> list[str]:

@@ -11,6 +11,9 @@ from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, human_bytes, json_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubctl.adapter.findings import Finding
     from hubctl.hub.preflight import Plan
     from hubctl.hub.pull import Pulled
 
@@ -45,7 +48,8 @@ def push(
     """Check an adapter folder, then upload it to the registry.
 
     The repository becomes exactly the folder, in one commit. Refused, with the reason: pickles, NaN, weights
-    that do not fit the base, a card that names no base, a text that holds a token or private key.
+    that do not fit the base, a card that names no base, a text that holds a token or private key. Only said:
+    paths of this machine in texts and metadata, a licence that is missing or does not go with the base's.
 
     \b
     Examples:
@@ -68,16 +72,29 @@ def push(
             hub, folder, repo, kind=kind, private=private, message=message, tag=tag, stage=bar.say,
             progress=lambda done, total: bar.update(done, total=total),
         )  # fmt: skip
+    _warn(output, pushed.warnings)
     did = "is up to date already" if pushed.unchanged else "pushed"
     output.result(
-        {"repo": pushed.repo_id, "commit": pushed.commit, "url": pushed.url, "unchanged": pushed.unchanged},
+        {
+            "repo": pushed.repo_id,
+            "commit": pushed.commit,
+            "url": pushed.url,
+            "unchanged": pushed.unchanged,
+            "warnings": list(pushed.warnings),
+        },
         text=f"{pushed.repo_id}@{pushed.commit[:12]} {did}: {pushed.url}",
         quiet="repo",
     )
     output.note(f"  next: {_use(pushed.repo_id, folder, kind)}")
 
 
+def _warn(output: Output, warnings: Sequence[Finding]) -> None:
+    for finding in warnings:
+        output.warn(f"{finding.message} [{finding.code}]")
+
+
 def _show_plan(output: Output, plan: Plan) -> None:
+    _warn(output, plan.warnings)
     parent = (
         f"after {plan.parent[:12]}" if plan.parent else "the first commit; the repository is made if missing"
     )

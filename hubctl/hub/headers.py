@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubctl.adapter.base_shapes import BaseShapes, read_base_shapes
+from hubctl.adapter.card import read_card_data
 from hubctl.adapter.layout import CONFIG_PEFT, AdapterLayout, read_layout
 from hubctl.base_models import OWNER, embedded_path, locate_base
 from hubctl.errors import AdapterError, InputError, IntegrityError, NotFoundError
@@ -57,6 +58,14 @@ def base_shapes(ref: str, connect: Callable[[], Hub]) -> tuple[str, BaseShapes]:
         raise InputError(error.message, hint=error.hint) from error
     except NotFoundError as error:
         raise NotFoundError(f"no base model '{ref}': {error.message}", hint=error.hint) from error
+
+
+def base_card(ref: str, connect: Callable[[], Hub]) -> dict[str, Any]:
+    """The metadata of the card of the base `ref`; empty where there is none."""
+    folder = embedded_path(ref) or Path(ref)
+    if folder.is_dir():
+        return read_card_data(folder)
+    return connect().repo_info(AdapterRef.parse(ref)).card
 
 
 def remote_layout(hub: Hub, info: AdapterInfo) -> AdapterLayout:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from hubctl.adapter.findings import Finding
+from hubctl.adapter.licence import licence_conflict, stated_licence
+from hubctl.adapter.metadata import local_path, private_fields
 from hubctl.errors import InputError
 from hubctl.hub.records import FileInfo, keeps
 
@@ -36,6 +39,8 @@ class Plan:
     changes: Mapping[str, Change]
     sizes: Mapping[str, int]
     """Bytes of the files that are here."""
+    warnings: Sequence[Finding] = ()
+    """What to think of before others see it."""
 
     @property
     def unchanged(self) -> bool:
@@ -55,12 +60,43 @@ def changes(here: Mapping[str, Path], there: Mapping[str, FileInfo]) -> dict[str
 
 def refuse_secrets(files: Mapping[str, Path]) -> None:
     """Raise `InputError` when a text among `files` holds a secret; the message says where, not what."""
+    for name, number, line in _lines(files):
+        if found := _SECRET.search(line):
+            kind = list(SECRETS)[(found.lastindex or 1) - 1]
+            raise InputError(
+                f"{name}, line {number} holds {kind}", hint=f"take it out of {files[name]}, and revoke it"
+            )
+
+
+def find_local_paths(files: Mapping[str, Path], metadata: Mapping[str, str]) -> Iterator[Finding]:
+    """One finding for each text, and one for the weights' metadata, that names folders of this machine."""
+    told = set()
+    for name, number, line in _lines(files):
+        if name not in told and (path := local_path(line)):
+            told.add(name)
+            yield Finding(
+                code="local-paths", message=f"{name}, line {number} names {path[:80]} of this machine"
+            )
+    if fields := private_fields(metadata):
+        yield Finding(
+            code="local-paths",
+            message=f"the weights' metadata names folders of this machine: {', '.join(fields)[:200]}",
+        )
+
+
+def find_licence_faults(card: Mapping[str, Any], base_card: Mapping[str, Any]) -> Iterator[Finding]:
+    """What is wrong with the licence that an adapter's card states, beside its base's."""
+    own, base = stated_licence(card), stated_licence(base_card)
+    if own is None:
+        like = f", for example the base's: `license: {base.id}`" if base else ""
+        yield Finding(code="no-licence", message=f"the card states no licence{like}")
+    elif base and (conflict := licence_conflict(own, base)):
+        yield Finding(code="licence", message=conflict)
+
+
+def _lines(files: Mapping[str, Path]) -> Iterator[tuple[str, int, str]]:
+    """File, number and text of every line of the texts among `files`."""
     for name, path in files.items():
-        if path.suffix.lower() not in TEXTS or path.stat().st_size > MAX_TEXT_BYTES:
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            if found := _SECRET.search(line):
-                kind = list(SECRETS)[(found.lastindex or 1) - 1]
-                raise InputError(
-                    f"{name}, line {number} holds {kind}", hint=f"take it out of {path}, and revoke it"
-                )
+        if path.suffix.lower() in TEXTS and path.stat().st_size <= MAX_TEXT_BYTES:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            yield from ((name, number, line) for number, line in enumerate(text.splitlines(), 1))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from hubctl.adapter.base_shapes import BaseShapes
 from hubctl.adapter.card import first_base_model, read_card_data
 from hubctl.adapter.check import Fit, check_fit
+from hubctl.adapter.findings import Finding
 from hubctl.adapter.gate import gate, gate_headers, refuse_misfit, refuse_unsafe_files
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.errors import AdapterError, ConflictError, InputError, NotFoundError
 from hubctl.families import detect_family
 from hubctl.hub.client import Hub, Pushed
-from hubctl.hub.headers import base_shapes
-from hubctl.hub.preflight import Plan, changes, refuse_secrets
+from hubctl.hub.headers import base_card, base_shapes
+from hubctl.hub.preflight import Plan, changes, find_licence_faults, find_local_paths, refuse_secrets
 from hubctl.hub.upload import upload
 from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef, check_repo_id
@@ -90,7 +91,7 @@ def push(
     )
     if tag and hub.refs(plan.repo_id, "tag").get(tag) != pushed.commit:
         hub.add_ref(AdapterRef(plan.repo_id, pushed.commit), "tag", tag)
-    return pushed
+    return replace(pushed, warnings=plan.warnings)
 
 
 def plan_push(
@@ -109,10 +110,15 @@ def plan_push(
         check_repo_id(repo_id)
     files = folder_files(folder)
     refuse_secrets(files)
+    warnings: list[Finding] = []
     if kind == "base":
         check_base(folder)
     else:
-        compare(folder, lambda: hub).refuse_misfit()
+        compared = compare(folder, lambda: hub)
+        compared.refuse_misfit()
+        card = read_card_data(folder)
+        warnings += find_local_paths(files, compared.layout.header.metadata)
+        warnings += find_licence_faults(card, base_card(base_model_of(folder), lambda: hub))
     hub.need_token(f"push {folder}")
     if repo_id is None:
         repo_id = default_repo_id(hub.whoami(), folder)
@@ -126,6 +132,7 @@ def plan_push(
         parent=info.commit if info else None,
         changes=changes(files, info.files if info else {}),
         sizes={name: path.stat().st_size for name, path in files.items()},
+        warnings=warnings,
     )
     there = hub.refs(repo_id, "tag").get(tag) if tag and info else None
     if there and not (plan.unchanged and there == plan.parent):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hubctl.adapter.card import first_base_model
+from hubctl.adapter.findings import Finding
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, WEIGHTS_PEFT
 from hubctl.errors import AdapterError, IntegrityError
 from hubctl.refs import PinnedRef
@@ -82,6 +84,8 @@ class Pushed:
     url: str
     unchanged: bool
     """The registry had exactly these files already; no commit was made."""
+    warnings: Sequence[Finding] = ()
+    """What to think of, now that others see it."""
 
 
 def pick_weights(info: RepoInfo) -> str:

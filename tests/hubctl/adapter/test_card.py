@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from hubctl.adapter.card import MAX_HEADER_BYTES, Card, Sample, read_card_data, render_card
 from hubctl.errors import AdapterError
+from serve.schema import GenerationBody, SegmentationBody
 
 STYLE = Card(
     title="line-art",
@@ -53,6 +55,24 @@ def test_the_text_says_what_to_type() -> None:
     assert "| learning_rate | 0.0001 |" in text
     assert "![loss](loss.png)" in text
     assert "hubctl segment photo.png --adapter OWNER/pets" in render_card(TRIMAP)
+
+
+def curl(card: Card) -> list[str]:
+    """The words of the card's curl command, up to the pipe."""
+    block = next(b for b in render_card(card).split("```sh\n")[1:] if b.startswith("curl"))
+    return shlex.split(block.partition("|")[0].replace("\\\n", " "))
+
+
+def test_the_server_understands_the_curl_in_the_card() -> None:
+    words = curl(STYLE)
+    assert words[2] == "http://127.0.0.1:8000/v1/images/generations"
+    body = GenerationBody.model_validate_json(words[words.index("-d") + 1])
+    assert (body.model, body.prompt) == ("OWNER/line-art", "it's a red apple")
+    words = curl(TRIMAP)
+    assert words[2] == "http://127.0.0.1:8000/v1/images/segmentations"
+    form = dict(word.split("=", 1) for flag, word in itertools.pairwise(words) if flag == "-F")
+    assert form.pop("image") == "@photo.png"
+    assert SegmentationBody(image="", **form).model == "OWNER/pets"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("card", [STYLE, TRIMAP], ids=["style", "trimap"])

@@ -12,6 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from hubctl.errors import AccessError, ConflictError, InputError
 from hubctl.hub.client import Hub
+from hubctl.hub.preflight import find_local_paths
 from hubctl.hub.push import plan_push, push
 from hubctl.registry.auth import create_token
 from tests.adapters import write_adapter, write_base
@@ -120,3 +121,48 @@ def test_a_dry_run_as_typed(hub: Hub, folder: Path, user: str, monkeypatch: pyte
     shown = run_cli("push", folder, "--dry-run")
     assert f"{user}/a: nothing to push" in shown.err
     assert run_cli("tag", f"{user}/a", "--json").json()[0]["name"] == "v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (r"data in C:\Users\alice\photos\x.png, all", r"C:\Users\alice\photos\x.png,"),
+        ("see /home/alice/photos", "/home/alice/photos"),
+        ('{"dir": "/workspace/data/img"}', "/workspace/data/img"),
+        ("[it](file:///srv/x)", "file:///srv/x"),
+        ("in ~/photos of mine", "~/photos"),
+        ("https://example.org/home/alice/x", None),
+        ("a/data/b and to_q/to_k", None),
+        ("ratio 3:4, C: major", None),
+    ],
+)
+def test_paths_of_this_machine(tmp_path: Path, text: str, path: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"first\n{text}\nand again {text}\n")
+    (tmp_path / "x.png").write_text(text)
+    found = list(find_local_paths({name: tmp_path / name for name in ("README.md", "x.png")}, {}))
+    assert [one.code for one in found] == ["local-paths"] * (path is not None)
+    assert not found or f"README.md, line 2 names {path}" in found[0].message
+
+
+def test_paths_in_the_metadata_of_weights() -> None:
+    metadata = {"ss_dataset_dirs": '{"/root/img/10_sks": {}}', "ss_output_name": "style", "format": "pt"}
+    (found,) = find_local_paths({}, metadata)
+    assert "ss_dataset_dirs" in found.message
+    assert "ss_output_name" not in found.message
+
+
+def test_warnings_do_not_stand_in_the_way(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("license: apache-2.0\n", "") + "\nFrom /home/alice/photos.\n")
+    assert [one.code for one in plan_push(hub, folder).warnings] == ["local-paths", "no-licence"]
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", str(hub.token))
+    assert "[no-licence]" in run_cli("push", folder, "--dry-run").err
+    pushed = run_cli("push", folder, "--json")
+    assert [one["code"] for one in pushed.json()["warnings"]] == ["local-paths", "no-licence"]
+    assert "for example the base's: `license: apache-2.0`" in pushed.err
+    card.write_text(
+        card.read_text().replace("license: apache-2.0\n", "").replace("/home/alice/photos", "home")
+    )
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: mit\n", 1))
+    assert plan_push(hub, folder).warnings == []

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 )
 @click.option("-m", "--message", help="Of the commit.")
 @click.option("--tag", metavar="NAME", help="Also give the commit this name, for example v1.")
+@click.option(
+    "--also",
+    type=click.Choice(["kohya"]),
+    multiple=True,
+    help="Add a copy in this form (A1111, ComfyUI), as kohya/NAME.safetensors.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would change, and send nothing.")
 @remote_option
 @json_option
@@ -42,6 +48,7 @@ def push(
     kind: Any,
     message: str | None,
     tag: str | None,
+    also: tuple[Any, ...],
     dry_run: bool,
     remote: str | None,
 ) -> None:
@@ -56,7 +63,7 @@ def push(
       hubctl push my-lora
       hubctl push my-lora --repo alice/line-art --private
       hubctl push my-lora --dry-run
-      hubctl push my-lora --tag v1
+      hubctl push my-lora --tag v1 --also kohya
       hubctl push my-base --kind base --repo alice/my-base
     """
     from hubctl.hub.push import plan_push
@@ -65,11 +72,11 @@ def push(
 
     hub = connect(remote)
     if dry_run:
-        _show_plan(output, plan_push(hub, folder, repo, kind=kind, tag=tag))
+        _show_plan(output, plan_push(hub, folder, repo, kind=kind, tag=tag, also=also))
         return
     with output.progress(None, f"Checking {folder}", unit="bytes") as bar:
         pushed = push_folder(
-            hub, folder, repo, kind=kind, private=private, message=message, tag=tag, stage=bar.say,
+            hub, folder, repo, kind=kind, private=private, message=message, tag=tag, also=also, stage=bar.say,
             progress=lambda done, total: bar.update(done, total=total),
         )  # fmt: skip
     _warn(output, pushed.warnings)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hubctl.adapter.base_shapes import BaseShapes
 from hubctl.adapter.card import first_base_model, read_card_data
@@ -24,6 +26,9 @@ from hubctl.hub.preflight import Plan, changes, find_licence_faults, find_local_
 from hubctl.hub.upload import upload
 from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef, check_repo_id
+
+if TYPE_CHECKING:
+    from hubctl.adapter.contents import Dialect
 
 Kind = Literal["adapter", "base"]
 Stage = Callable[[str], None]
@@ -56,13 +61,15 @@ def push(
     private: bool = False,
     message: str | None = None,
     tag: str | None = None,
+    also: Sequence[Dialect] = (),
     stage: Stage = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Pushed:
     """Upload `folder` as `repo_id` (the user's own name and the folder's, when None).
 
-    Nothing is sent before `plan_push` has passed. `tag` becomes a name of the commit. `stage` hears what
-    happens, in words, and `progress` (bytes done, bytes in all) of the upload.
+    Nothing is sent before `plan_push` has passed. `tag` becomes a name of the commit; `also` adds copies
+    of the adapter in other forms. `stage` hears what happens, in words, and `progress` (bytes done, bytes in
+    all) of the upload.
 
     Raises:
         AccessError: no token, a wrong one, or no right to write there.
@@ -71,7 +78,24 @@ def push(
         NotFoundError: the folder, or the base that the card names, is not there.
         UnavailableError: the registry cannot be reached.
     """
-    plan = plan_push(hub, folder, repo_id, kind=kind, tag=tag)
+    with pushed_files(folder, also) as files:
+        plan = _plan(hub, folder, files, repo_id, kind, tag)
+        pushed = _send(hub, folder, files, plan, private, message, stage, progress)
+    if tag and hub.refs(plan.repo_id, "tag").get(tag) != pushed.commit:
+        hub.add_ref(AdapterRef(plan.repo_id, pushed.commit), "tag", tag)
+    return replace(pushed, warnings=plan.warnings)
+
+
+def _send(
+    hub: Hub,
+    folder: Path,
+    files: Mapping[str, Path],
+    plan: Plan,
+    private: bool,
+    message: str | None,
+    stage: Stage,
+    progress: Callable[[int, int], None],
+) -> Pushed:
     total, read = sum(plan.sizes.values()), 0
     stage(f"Uploading {len(plan.sizes)} files, {total / 1e6:.1f} MB, as {plan.repo_id} to {hub.name}")
 
@@ -80,35 +104,40 @@ def push(
         read += size
         progress(min(read // 2, total), total)  # each byte is read twice: to hash it, and to send it
 
-    pushed = upload(
+    return upload(
         hub,
-        folder_files(folder),
+        files,
         plan.repo_id,
         parent=plan.parent,
         message=message or f"Push {folder.resolve().name} with hubctl",
         private=private,
         on_bytes=count,
     )
-    if tag and hub.refs(plan.repo_id, "tag").get(tag) != pushed.commit:
-        hub.add_ref(AdapterRef(plan.repo_id, pushed.commit), "tag", tag)
-    return replace(pushed, warnings=plan.warnings)
 
 
 def plan_push(
-    hub: Hub, folder: Path, repo_id: str | None = None, *, kind: Kind = "adapter", tag: str | None = None
+    hub: Hub,
+    folder: Path,
+    repo_id: str | None = None,
+    *,
+    kind: Kind = "adapter",
+    tag: str | None = None,
+    also: Sequence[Dialect] = (),
 ) -> Plan:
     """All that can be said before a byte is sent: whether `folder` may be pushed, and what that would change.
 
     An adapter must be sound, name its base and fit it; a base must be one that hubctl runs, in safetensors.
     No text may hold a secret, and the token must be allowed to write. Raises what `push` raises.
     """
-    if not folder.is_dir():
-        raise NotFoundError(
-            f"no folder {folder}", hint="hubctl push DIR (the folder that `hubctl train` wrote)"
-        )
+    with pushed_files(folder, also) as files:
+        return _plan(hub, folder, files, repo_id, kind, tag)
+
+
+def _plan(
+    hub: Hub, folder: Path, files: Mapping[str, Path], repo_id: str | None, kind: Kind, tag: str | None
+) -> Plan:
     if repo_id is not None:
         check_repo_id(repo_id)
-    files = folder_files(folder)
     refuse_secrets(files)
     warnings: list[Finding] = []
     if kind == "base":
@@ -141,6 +170,43 @@ def plan_push(
             hint=f"choose another --tag, or hubctl tag {repo_id} {tag} --delete",
         )
     return plan
+
+
+@contextmanager
+def pushed_files(folder: Path, also: Sequence[Dialect] = ()) -> Iterator[dict[str, Path]]:
+    """Everything that goes up, by its path in the repository.
+
+    Beside the folder's own files these are, for each dialect of `also`, a copy of the adapter in that form,
+    made for as long as the block lasts, in a subfolder: diffusers and peft load what is at the top.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        AdapterError: a dialect has no place for a part of the adapter.
+        ConflictError: the folder has a file where a copy would go.
+    """
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"no folder {folder}", hint="hubctl push DIR (the folder that `hubctl train` wrote)"
+        )
+    files = folder_files(folder)
+    with tempfile.TemporaryDirectory(prefix="hubctl-push-") as made:
+        for dialect in also:
+            from hubctl.adapter.contents import read_adapter  # numpy, for those who ask for it
+            from hubctl.adapter.save import save_adapter
+
+            refuse_unsafe_files(folder)
+            target = Path(made) / dialect
+            target.mkdir()
+            name = folder.resolve().name
+            save_adapter(read_adapter(folder), target, dialect, name=name, base=base_model_of(folder))
+            for path in target.iterdir():
+                place = f"{dialect}/{path.name}"
+                if place in files:
+                    raise ConflictError(
+                        f"{folder} has a {place} already", hint=f"push without --also {dialect}"
+                    )
+                files[place] = path
+        yield files
 
 
 def compare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from transformers import AutoModelForSemanticSegmentation
 
+from hubctl.adapter.contents import Dialect
 from hubctl.base_models import embedded_bases
 from hubctl.hub.client import Hub
 from hubctl.hub.push import push
@@ -24,14 +26,18 @@ import sys
 import torch
 from diffusers import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
+base, name, folder = sys.argv[1:]
+copy = {"subfolder": "kohya", "weight_name": "style.safetensors"}
 states = []
-for source in sys.argv[2:]:
-    pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])
-    pipeline.load_lora_weights(source)
+for source, how in ((folder, {}), (name, {}), (name, copy)):
+    pipeline = DiffusionPipeline.from_pretrained(base)
+    pipeline.load_lora_weights(source, **how)
     states.append(get_peft_model_state_dict(pipeline.unet, adapter_name="default_0"))
-named, local = states
-assert named and named.keys() == local.keys()
-assert all(torch.equal(named[key], local[key]) and named[key].any() for key in named)
+local, *others = states
+assert local
+for state in others:
+    assert state.keys() == local.keys()
+    assert all(torch.equal(state[key], local[key]) and local[key].any() for key in local)
 """
 PEFT = """
 import sys
@@ -55,7 +61,7 @@ def test_diffusers(registry: RegistryServer, tmp_path: Path) -> None:
     unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
     folder = tmp_path / "style"
     StableDiffusionPipeline.save_lora_weights(folder, get_peft_model_state_dict(unet))
-    read(DIFFUSERS, "emoji-64", "diffusers", folder, registry)
+    read(DIFFUSERS, "emoji-64", "diffusers", folder, registry, also=["kohya"])
 
 
 def test_peft(registry: RegistryServer, tmp_path: Path) -> None:
@@ -67,11 +73,20 @@ def test_peft(registry: RegistryServer, tmp_path: Path) -> None:
     read(PEFT, "emoji-64-seg", "peft", folder, registry)
 
 
-def read(script: str, base: str, library: str, folder: Path, registry: RegistryServer) -> None:
+def read(
+    script: str,
+    base: str,
+    library: str,
+    folder: Path,
+    registry: RegistryServer,
+    *,
+    also: Sequence[Dialect] = (),
+) -> None:
     """Push the folder, and run the script with the base, the name and the folder."""
     (folder / "README.md").write_text(CARD.format(base=base, library=library))
     token = registry.token("reader")
-    pushed = push(Hub(registry.endpoint, token, "local"), folder, f"reader/{folder.name}", private=True)
+    hub, name = Hub(registry.endpoint, token, "local"), f"reader/{folder.name}"
+    pushed = push(hub, folder, name, private=True, also=also)
     done = subprocess.run(
         [sys.executable, "-c", script, BASES[base], pushed.repo_id, folder],
         env=isolated_environment(folder.parent, registry, token), cwd=folder.parent,

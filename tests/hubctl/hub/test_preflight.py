@@ -10,12 +10,15 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from hubctl.adapter.diff import diff
 from hubctl.errors import AccessError, ConflictError, InputError
 from hubctl.hub.client import Hub
 from hubctl.hub.preflight import find_local_paths
+from hubctl.hub.pull import pull
 from hubctl.hub.push import plan_push, push
+from hubctl.refs import AdapterRef
 from hubctl.registry.auth import create_token
-from tests.adapters import write_adapter, write_base
+from tests.adapters import contents, write_adapter, write_base
 from tests.cli import run_cli
 from tests.hubctl.hub.odd_server import CountingProxy, serving
 
@@ -127,11 +130,11 @@ def test_a_dry_run_as_typed(hub: Hub, folder: Path, user: str, monkeypatch: pyte
     ("text", "path"),
     [
         (r"data in C:\Users\alice\photos\x.png, all", r"C:\Users\alice\photos\x.png,"),
-        ("see /home/alice/photos", "/home/alice/photos"),
+        ("see /Users/alice/photos", "/Users/alice/photos"),
         ('{"dir": "/workspace/data/img"}', "/workspace/data/img"),
         ("[it](file:///srv/x)", "file:///srv/x"),
         ("in ~/photos of mine", "~/photos"),
-        ("https://example.org/home/alice/x", None),
+        ("https://example.org/data/alice/x", None),
         ("a/data/b and to_q/to_k", None),
         ("ratio 3:4, C: major", None),
     ],
@@ -145,7 +148,7 @@ def test_paths_of_this_machine(tmp_path: Path, text: str, path: str | None) -> N
 
 
 def test_paths_in_the_metadata_of_weights() -> None:
-    metadata = {"ss_dataset_dirs": '{"/root/img/10_sks": {}}', "ss_output_name": "style", "format": "pt"}
+    metadata = {"ss_dataset_dirs": '{"/data/img/10_sks": {}}', "ss_output_name": "style", "format": "pt"}
     (found,) = find_local_paths({}, metadata)
     assert "ss_dataset_dirs" in found.message
     assert "ss_output_name" not in found.message
@@ -153,7 +156,7 @@ def test_paths_in_the_metadata_of_weights() -> None:
 
 def test_warnings_do_not_stand_in_the_way(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = folder / "README.md"
-    card.write_text(card.read_text().replace("license: apache-2.0\n", "") + "\nFrom /home/alice/photos.\n")
+    card.write_text(card.read_text().replace("license: apache-2.0\n", "") + "\nFrom /mnt/alice/photos.\n")
     assert [one.code for one in plan_push(hub, folder).warnings] == ["local-paths", "no-licence"]
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_TOKEN", str(hub.token))
@@ -162,7 +165,36 @@ def test_warnings_do_not_stand_in_the_way(hub: Hub, folder: Path, monkeypatch: p
     assert [one["code"] for one in pushed.json()["warnings"]] == ["local-paths", "no-licence"]
     assert "for example the base's: `license: apache-2.0`" in pushed.err
     card.write_text(
-        card.read_text().replace("license: apache-2.0\n", "").replace("/home/alice/photos", "home")
+        card.read_text().replace("license: apache-2.0\n", "").replace("/mnt/alice/photos", "home")
     )
     card.write_text(card.read_text().replace("---\n", "---\nlicense: mit\n", 1))
     assert plan_push(hub, folder).warnings == []
+
+
+def test_a_copy_for_other_programs_goes_along(
+    hub: Hub, folder: Path, user: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(folder)
+    copy = "kohya/a.safetensors"
+    assert plan_push(hub, folder, also=["kohya"]).changes[copy] == "new"
+    pushed = push(hub, folder, also=["kohya"])
+    assert push(hub, folder, also=["kohya"]).unchanged
+    assert contents(folder) == before
+    # hubctl itself takes what it serves, and leaves the copy there.
+    pulled = pull(hub, AdapterRef(f"{user}/a"), cache=tmp_path / "cache")
+    assert contents(pulled.path) == before
+    path = HfApi(hub.endpoint, token=hub.token).hf_hub_download(
+        pushed.repo_id, copy, revision=pushed.commit, cache_dir=tmp_path / "hf"
+    )
+    compared = diff(folder, Path(path))
+    assert (compared.dialects, compared.change, compared.added) == (("diffusers", "kohya"), 0, ())
+    assert push(hub, folder).commit != pushed.commit, "without --also the copy goes again"
+    (folder / "kohya").mkdir()
+    (folder / copy).write_bytes(Path(path).read_bytes())
+    with pytest.raises(ConflictError, match=r"kohya/a\.safetensors already"):
+        push(hub, folder, also=["kohya"])
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", str(hub.token))
+    (folder / copy).unlink()
+    rows = run_cli("push", folder, "--also", "kohya", "--dry-run", "--json").json()
+    assert copy in [row["path"] for row in rows]

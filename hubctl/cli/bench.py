@@ -1,4 +1,4 @@
-"""`hubctl bench`: the engine measured beside its peers, on this machine."""
+"""`hubctl bench`: the engine and the hub measured beside their peers, on this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hubctl.cli.options import SIZE
 from hubctl.cli.output import Output, json_option
 from hubctl.errors import InputError
 
@@ -139,6 +140,41 @@ def engine(
                 output.note(f"wrote {path}")
     if output.json:
         output.result({"reports": [asdict(report) for report in reports]})
+
+
+@bench.command()
+@click.option("--size", type=SIZE, default="50MB", show_default=True, help="Of the adapter.")
+@click.option("--repositories", type=click.IntRange(1000), default=100_000, show_default=True)
+@click.option("--pullers", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of each measurement.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the table (hub.md).")
+@json_option
+@click.pass_obj
+def hub(output: Output, size: int, repositories: int, pullers: int, rounds: int, out: Path | None) -> None:
+    """Measure push, pull, a full registry, many pullers and start-up, each beside the plain way.
+
+    \b
+    Examples:
+      hubctl bench hub
+      hubctl bench hub --repositories 1000 --rounds 2 --json
+      hubctl bench hub -o tests/bench
+    """
+    from dataclasses import asdict
+
+    from hubctl.bench.hub import MB, Settings, machine, measure_hub, to_markdown
+
+    settings = Settings(
+        adapter_mb=max(1, size // MB), repositories=repositories, pullers=pullers, rounds=rounds
+    )
+    with output.progress(None, "hub") as progress:
+        rows = measure_hub(settings, progress.say)
+    output.text(to_markdown(rows, machine()))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "hub.md").write_text(f"# hub\n\n{to_markdown(rows, machine())}", encoding="utf-8")
+        output.note(f"wrote {out / 'hub.md'}")
+    if output.json:
+        output.result({"rows": [{**asdict(row), "ratio": row.ratio} for row in rows]})
 
 
 def _counts(flag: str, text: str) -> tuple[int, ...]:

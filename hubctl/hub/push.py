@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["adapter", "base"]
 Stage = Callable[[str], None]
+LARGE_BYTES = 1 << 20
+"""Smaller files are hashed in no time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +82,9 @@ def push(
         NotFoundError: the folder, or the base that the card names, is not there.
         UnavailableError: the registry cannot be reached.
     """
-    with pushed_files(folder, also) as files:
+    with pushed_files(folder, also) as files, hashing(files.values()) as hashes:
         plan = _plan(hub, folder, files, repo_id, kind, tag)
-        pushed = _send(hub, folder, files, plan, private, message, stage, progress)
+        pushed = _send(hub, folder, files, plan, private, message, hashes, stage, progress)
     if tag and hub.refs(plan.repo_id, "tag").get(tag) != pushed.commit:
         hub.add_ref(AdapterRef(plan.repo_id, pushed.commit), "tag", tag)
     return replace(pushed, warnings=plan.warnings)
@@ -93,16 +97,17 @@ def _send(
     plan: Plan,
     private: bool,
     message: str | None,
+    hashes: Mapping[Path, Future[bytes]],
     stage: Stage,
     progress: Callable[[int, int], None],
 ) -> Pushed:
-    total, read = sum(plan.sizes.values()), 0
+    total, sent = sum(plan.sizes.values()), 0
     stage(f"Uploading {len(plan.sizes)} files, {total / 1e6:.1f} MB, as {plan.repo_id} to {hub.name}")
 
     def count(size: int) -> None:
-        nonlocal read
-        read += size
-        progress(min(read // 2, total), total)  # each byte is read twice: to hash it, and to send it
+        nonlocal sent
+        sent += size
+        progress(min(sent, total), total)  # a part that was sent again counts once
 
     return upload(
         hub,
@@ -111,6 +116,7 @@ def _send(
         parent=plan.parent,
         message=message or f"Push {folder.resolve().name} with hubctl",
         private=private,
+        hashes=hashes,
         on_bytes=count,
     )
 
@@ -170,6 +176,21 @@ def _plan(
             hint=f"choose another --tag, or hubctl tag {repo_id} {tag} --delete",
         )
     return plan
+
+
+@contextmanager
+def hashing(paths: Iterable[Path]) -> Iterator[dict[Path, Future[bytes]]]:
+    """The sha256 of each of the large files, computed while the block looks at the same files."""
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield {path: pool.submit(_sha256, path) for path in paths if path.stat().st_size >= LARGE_BYTES}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @contextmanager

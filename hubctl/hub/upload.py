@@ -11,7 +11,9 @@ import io
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, cast
 
 from hubctl.errors import ConflictError, InputError, NotFoundError, UnavailableError
@@ -35,6 +37,7 @@ def upload(
     parent: str | None,
     message: str,
     private: bool = False,
+    hashes: Mapping[Path, Future[bytes]] = MappingProxyType({}),
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> Pushed:
     """Make `repo_id` hold exactly `files` (path in the repository: local file), in one commit after `parent`.
@@ -42,7 +45,7 @@ def upload(
     The repository is created when it is missing (`parent` is None then). Files that it has and `files` lacks
     are deleted: a re-trained adapter must not leave the old one's weights beside its own. A connection that
     drops is no end: what arrived is found again, files by their hashes and a commit by what it holds.
-    `on_bytes` hears of what is read of the files: all of it twice at most, to hash and to send.
+    `hashes` are sha256 digests, or on their way to be; `on_bytes` hears of what is sent of large files.
 
     Raises:
         AccessError: no token, a wrong one, or no right to write there.
@@ -52,10 +55,10 @@ def upload(
     hub.need_token(f"push to {repo_id}")
     for pause_s in PAUSES_S:
         try:
-            return _upload(hub, files, repo_id, parent, message, private, on_bytes)
+            return _upload(hub, files, repo_id, parent, message, private, hashes, on_bytes)
         except UnavailableError:  # it was there when the files were compared
             time.sleep(pause_s)
-    return _upload(hub, files, repo_id, parent, message, private, on_bytes)
+    return _upload(hub, files, repo_id, parent, message, private, hashes, on_bytes)
 
 
 class Counted(io.BufferedIOBase):
@@ -111,6 +114,7 @@ def _upload(
     parent: str | None,
     message: str,
     private: bool,
+    hashes: Mapping[Path, Future[bytes]],
     on_bytes: Callable[[int], None],
 ) -> Pushed:
     before = _open(hub, repo_id, private)
@@ -122,7 +126,7 @@ def _upload(
             f"{repo_id} has a commit {before.commit[:12]} by somebody else since it was compared",
             hint="hubctl push --dry-run shows what a push would change now",
         )
-    commit = _commit(hub, files, before, message, on_bytes)
+    commit = _commit(hub, files, before, message, hashes, on_bytes)
     return _pushed(hub, repo_id, commit, unchanged=commit == before.commit)
 
 
@@ -143,14 +147,19 @@ def _commit(
     files: Mapping[str, Path],
     before: RepoInfo,
     message: str,
+    hashes: Mapping[Path, Future[bytes]],
     on_bytes: Callable[[int], None],
 ) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    def opened(path: Path) -> Path | BinaryIO:
-        # The library takes whatever is open already by plain LFS.
-        return path if hub.endpoint == HF_URL else cast(BinaryIO, Counted(path, on_bytes))
+    def addition(name: str, path: Path) -> CommitOperationAdd:
+        operation = CommitOperationAdd(name, path)
+        if path in hashes:
+            operation.upload_info.sha256 = hashes[path].result()
+        if hub.endpoint != HF_URL:  # the library sends whatever is open already by plain LFS
+            operation.path_or_fileobj = cast(BinaryIO, Counted(path, on_bytes))
+        return operation
 
     stale = set(before.files) - set(files) - KEPT
     with translated(before.repo_id, hub):
@@ -158,7 +167,7 @@ def _commit(
             commit = hub.api().create_commit(
                 before.repo_id,
                 [
-                    *(CommitOperationAdd(name, opened(path)) for name, path in sorted(files.items())),
+                    *(addition(name, path) for name, path in sorted(files.items())),
                     *(CommitOperationDelete(name) for name in sorted(stale)),
                 ],
                 commit_message=message,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,6 +79,20 @@ class Repositories:
             change = commits.Change(title="initial commit", operations=(attributes,))
             commits.append(db, self._blobs, repo=key, branch=MAIN, head=None, change=change, user=user)
             return _load(db, "repos.id = ?", (key,))
+
+    def create_many(
+        self, kind: Kind, owner: str, names: Sequence[str], files: Sequence[commits.File]
+    ) -> None:
+        """Create repositories of one owner with the same files in one commit each, all of them or none.
+
+        Raises:
+            RepoExists, AccessError: as `create`.
+        """
+        with self._db.write() as db:
+            for name in names:
+                key = self._insert(db, kind, owner, check_repo_name(name), owner, private=False)
+                change = commits.Change(title="initial commit", operations=tuple(files))
+                commits.append(db, self._blobs, repo=key, branch=MAIN, head=None, change=change, user=owner)
 
     def duplicate(self, source: Repo, owner: str, name: str, *, user: str, private: bool) -> Repo:
         """Create a repository with the whole history of `source`, which `user` may read; no byte is copied.

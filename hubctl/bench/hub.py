@@ -13,8 +13,8 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from hubctl.adapter.base_shapes import read_base_shapes
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS
 from hubctl.adapter.tensors import Tensor, write_tensors
 from hubctl.base_models import embedded_bases
-from hubctl.bench.pullers import plain_server, pull_together
+from hubctl.bench.pullers import child, plain_server, pull_together
 from hubctl.families import detect_family
 from hubctl.hub.client import Hub
 from hubctl.hub.pull import pull
@@ -90,16 +90,10 @@ def measure_hub(settings: Settings, tell: Tell) -> list[Row]:
     return [*rows, _start(settings)]
 
 
-@contextmanager
-def serving(root: Path) -> Iterator[str]:
-    """A registry in a process of its own; its address."""
-    command = [sys.executable, "-m", "hubctl", "-q", "registry", "serve", "--root", str(root), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
+def serving(root: Path) -> AbstractContextManager[str]:
+    """A registry; its address."""
+    serve = ("registry", "serve", "--root", str(root), "--port", "0")
+    return child(sys.executable, "-m", "hubctl", "-q", *serve)
 
 
 def write_adapter(folder: Path, size_bytes: int, seed: int) -> Path:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,16 +34,20 @@ def pull_together(url: str, count: int) -> float:
     return sum(map(int, outputs)) / (time.perf_counter() - start) / 1e6
 
 
-@contextmanager
-def plain_server(path: Path) -> Iterator[str]:
+def plain_server(path: Path) -> AbstractContextManager[str]:
     """A server that answers everything with the file, by sendfile; its address."""
-    command = [sys.executable, "-m", "hubctl.bench.pullers", "--serve", str(path)]
+    return child(sys.executable, "-m", "hubctl.bench.pullers", "--serve", str(path))
+
+
+@contextmanager
+def child(*command: str) -> Iterator[str]:
+    """A server in a process of its own; the address that it says first."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()
         finally:
-            process.kill()
+            process.terminate()
 
 
 def _pull(url: str) -> int:

@@ -17,7 +17,6 @@ from hubctl.cli.convert import convert, diff, merge, resize
 from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.find import list_, search, show
-from hubctl.cli.hub import pull, push
 from hubctl.cli.inspect import check, inspect
 from hubctl.cli.lock import lock
 from hubctl.cli.login import login, logout, whoami
@@ -28,6 +27,7 @@ from hubctl.cli.remote import remote
 from hubctl.cli.remove import remove
 from hubctl.cli.serve import generate, segment, serve
 from hubctl.cli.train import train
+from hubctl.cli.transfer import pull, push
 from hubctl.cli.verify import verify
 from hubctl.errors import (
     AccessError,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from hubctl.errors import InputError
 from hubctl.hub.client import AdapterSummary, Hub
 from hubctl.hub.tokens import HF_URL
+
+MAX_LOOKED_AT = 2000
 
 
 def list_adapters(
@@ -19,7 +22,8 @@ def list_adapters(
     everything: bool = False,
 ) -> list[AdapterSummary]:
     """Adapters on this registry, the latest first; with `everything` the base models too."""
-    return _first(limit, _listed(hub, search, author, base_model, (), limit, everything=everything))
+    found = _listed(hub, search, author, base_model, (), limit, everything=everything)
+    return list(islice(found, limit))
 
 
 def search_adapters(
@@ -27,21 +31,22 @@ def search_adapters(
 ) -> list[AdapterSummary]:
     """Adapters that every one of `words` is said of, those with a word in their name first.
 
-    The registry is asked for the longest word, in names and as a tag; the others may also stand in the base's
-    name or the trigger.
+    The registry is asked for each word, in names and as a tag, and the latest `MAX_LOOKED_AT` of each answer
+    are looked at; so one word must be there, the others may also stand in the base's name or the trigger.
 
     Raises:
         InputError: there is no word.
     """
-    words = [word.lower() for text in words for word in text.split()]
-    if not words:
+    asked = dict.fromkeys(word for text in words for word in text.split())
+    if not asked:
         raise InputError("search for what?", hint="hubctl search WORD...")
-    longest = max(words, key=len)
-    by_name = _listed(hub, longest, None, base_model, (), limit)
-    by_tag = _listed(hub, None, None, base_model, (longest,), limit)
-    found = {
-        one.repo_id: one for source in (by_name, by_tag) for one in _first(limit, matching(words, source))
-    }
+    words = [word.lower() for word in asked]
+    found: dict[str, AdapterSummary] = {}
+    for word in asked:
+        for search, tags in ((word, ()), (None, (word,))):
+            answer = _listed(hub, search, None, base_model, tags, MAX_LOOKED_AT)
+            for one in islice(matching(words, islice(answer, MAX_LOOKED_AT)), limit):
+                found.setdefault(one.repo_id, one)
     return ranked(words, found.values())[:limit]
 
 
@@ -80,7 +85,3 @@ def _listed(
             continue
         if base_model is None or one.base_model == base_model:
             yield one
-
-
-def _first(limit: int, found: Iterable[AdapterSummary]) -> list[AdapterSummary]:
-    return [one for one, _ in zip(found, range(limit), strict=False)]

@@ -50,9 +50,12 @@ def test_search(user: str, names: dict[str, str]) -> None:
         return run_cli("search", *words, "--base", f"{user}/base", "-q").out.split()
 
     assert found("zebra") == [names["zebra-lines"]]
-    assert found("ZEBRA-lines", "lora") == [names["zebra-lines"]], "tags are exact, as on every hub"
-    assert found("Zebra-Lines qqq") == []
+    assert found("zebra-lines") == [names["zebra-lines"]], "tags are asked for as they are spelled"
+    assert found("Zebra-Lines", "lora") == [names["zebra-lines"], names["dots"]], "names come first"
+    assert found("Zebra-Lines qqq") == [names["dots"]]
     assert found("lora", "zwx") == [names["zebra-lines"]]
+    assert found("stripes", "a-long-word-of-no-adapter") == []
+    assert found("stripes", f"{user}/base") == [names["zebra-lines"]], "a word of the base"
     assert set(found("lora")) == set(names.values())
     assert found("lora", "nowhere") == []
     (row,) = run_cli("search", "stripes", "--base", f"{user}/base", "--json").json()

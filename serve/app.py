@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from hubctl.base_models import locate_base
 from hubctl.cpu import CPU_ENVIRONMENT
 from hubctl.errors import HubctlError, OverloadedError, UnavailableError
-from hubctl.hub.lock import LockFile, check_files, lookup_locked
+from hubctl.hub.lock import LockFile, check_files, fetch_base, lookup_locked
 from hubctl.refs import PinnedRef
 from hubctl.settings import environment, export_defaults
 from serve.api import create_app
@@ -53,7 +53,7 @@ class EngineReplica:
     def __init__(self, base: BaseConfig, remote: str | None, locked: LockFile | None = None) -> None:
         # Heavy, and not needed by the processes that only deploy this class.
         from hubctl.hub.cache import lease
-        from hubctl.hub.pull import pull, pull_base
+        from hubctl.hub.pull import pull
         from hubctl.hub.remotes import connect
         from serve.engine.engine import open_engine
 
@@ -66,7 +66,7 @@ class EngineReplica:
                     check_files(path, locked.adapters[pinned.repo_id], pinned.repo_id)
                 return path
 
-        model = locate_base(base.ref, fetch=partial(pull_base, hub))
+        model = locate_base(base.ref, fetch=partial(fetch_base, hub, locked))
         if model.path.is_relative_to(cache):
             self._lease = lease(model.path)  # adapters come and go, and must not push it out of the cache
         self._engine = open_engine(model, base.engine, fetch)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from hubctl.base_models import embedded_path, locate_base
 from hubctl.errors import ConflictError, InputError
-from hubctl.hub.pull import pull_base
+from hubctl.hub.lock import fetch_base
 from hubctl.hub.remotes import connect
 from serve.config import ServeConfig
+
+_HELD: list[socket.socket] = []
+"""Ports that were chosen here: until Ray listens on them, some seconds later, nobody else is given them."""
 
 
 def prepare(config: ServeConfig) -> ServeConfig:
@@ -34,7 +37,7 @@ def _located(config: ServeConfig) -> ServeConfig:
     hub = connect(config.remote)
     bases = []
     for base in config.bases:
-        locate_base(base.ref, fetch=partial(pull_base, hub))
+        locate_base(base.ref, fetch=partial(fetch_base, hub, config.locked))
         if embedded_path(base.ref) is None and Path(base.ref).is_dir():
             # Replicas have a working directory of their own; cards may name the folder as the trainer saw it.
             aliases = (*base.aliases, base.ref)
@@ -51,16 +54,25 @@ def _free_port(host: str, port: int) -> int:
         InputError: this machine has no such address, or may not listen there.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ConflictError(
-                    f"port {port} on {host} is in use",
-                    hint=f"choose another: hubctl serve --port {port + 1 if port < 65535 else 8000}",
-                ) from None
-            raise InputError(f"cannot listen on {host}:{port}: {error.strerror}", param="host") from None
-        free: int = probe.getsockname()[1]
-        return free
+    probe = socket.socket(family, socket.SOCK_STREAM)
+    # As Ray's own: with both it may bind the port while we hold it.
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held = port == 0 and hasattr(socket, "SO_REUSEPORT")
+    if held:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        probe.bind((host, port))
+    except OSError as error:
+        probe.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConflictError(
+                f"port {port} on {host} is in use",
+                hint=f"choose another: hubctl serve --port {port + 1 if port < 65535 else 8000}",
+            ) from None
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror}", param="host") from None
+    free: int = probe.getsockname()[1]
+    if held:
+        _HELD.append(probe)
+    else:
+        probe.close()
+    return free

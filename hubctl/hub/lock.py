@@ -17,7 +17,7 @@ from hubctl.adapter.card import first_base_model, read_card_data
 from hubctl.adapter.package import read_manifest
 from hubctl.base_models import embedded_path
 from hubctl.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from hubctl.hub.pull import Pulled
+from hubctl.hub.pull import Pulled, pull_base
 from hubctl.hub.records import AdapterInfo
 from hubctl.refs import AdapterRef, PinnedRef
 from hubctl.settings import load_toml, toml_string
@@ -156,6 +156,38 @@ def lookup_locked(
             hint=f"hubctl lock {pinned.repo_id} --upgrade shows the difference",
         )
     return dataclasses.replace(info, revision=pinned.revision, pinned=pinned)
+
+
+def locked_base(lock: LockFile, repo_id: str) -> str | None:
+    """The commit at which the locked adapters were locked for the base `repo_id`; None when nothing says one.
+
+    Raises:
+        ConflictError: adapters of the lock file name different commits.
+    """
+    entries = {name: entry for name, entry in lock.adapters.items() if entry.base == repo_id}
+    commits = {entry.base_commit: name for name, entry in sorted(entries.items()) if entry.base_commit}
+    if len(commits) > 1:
+        names = ", ".join(sorted(commits.values()))
+        raise ConflictError(
+            f"{LOCK} has {repo_id} at {len(commits)} commits, for {names}", hint="hubctl lock --upgrade"
+        )
+    return next(iter(commits), None)
+
+
+def fetch_base(hub: Hub, lock: LockFile | None, ref: AdapterRef) -> tuple[Path, str]:
+    """The base `ref` in the cache, and its commit; at the locked one where the lock file names it.
+
+    Raises:
+        ConflictError: another commit was asked for.
+    """
+    commit = locked_base(lock, ref.repo_id) if lock else None
+    path, found = pull_base(hub, AdapterRef(ref.repo_id, ref.revision or commit))
+    if commit is not None and commit != found:
+        raise ConflictError(
+            f"{ref} is {found[:12]}, and {LOCK} has {commit[:12]}",
+            hint=f"hubctl serve --base {ref.repo_id} --locked",
+        )
+    return path, found
 
 
 def check_files(folder: Path, entry: Locked, repo_id: str) -> None:

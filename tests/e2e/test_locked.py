@@ -22,6 +22,7 @@ def test_nothing_but_the_locked_commits_is_served(registry: RegistryServer, tmp_
     write_adapter(tmp_path / "inside", base, seed=9)
     moved = run_cli("push", tmp_path / "inside", "--json").json()["commit"]
     assert moved != locked
+    run_cli("push", write_base(tmp_path / "tiny", {"conv_in.weight": (8, 4, 3, 3)}), "--kind", "base")
 
     words = ["--base", base, "--engine", "echo", "--port", "0", "--locked"]
     with serving(words, tmp_path / "log", cwd=tmp_path) as server:
@@ -29,6 +30,9 @@ def test_nothing_but_the_locked_commits_is_served(registry: RegistryServer, tmp_
         code, answer = server.post(GENERATIONS, body | {"model": "lock-server/inside"})
         assert code == 200, answer
         assert [used["revision"] for used in answer["hubctl"]["adapters"]] == [locked]
+        assert answer["hubctl"]["base"] == base, (
+            "the base has moved too: only its locked commit has the layers"
+        )
 
         code, answer = server.post(GENERATIONS, body | {"model": "lock-server/outside"})
         assert (code, "not in hub.lock" in answer["error"]["message"]) == (404, True)

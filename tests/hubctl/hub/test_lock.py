@@ -15,6 +15,7 @@ from hubctl.hub.lock import (
     Locked,
     LockFile,
     changed_files,
+    locked_base,
     locked_ref,
     lookup_locked,
     read_lock,
@@ -83,3 +84,15 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, name:
 
 def test_changed_files() -> None:
     assert changed_files({"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}) == ["b", "c", "d"]
+
+
+def test_one_commit_of_a_base_is_locked_or_none() -> None:
+    lock = LockFile(
+        adapters={"a/x": replace(ENTRY, base="o/b", base_commit="1" * 40), "a/y": replace(ENTRY, base="o/c")}
+    )
+    assert locked_base(lock, "o/b") == "1" * 40
+    assert locked_base(lock, "o/c") is None
+    assert locked_base(lock, "o/d") is None
+    lock = LockFile(adapters={**lock.adapters, "a/z": replace(ENTRY, base="o/b", base_commit="2" * 40)})
+    with pytest.raises(ConflictError, match="o/b at 2 commits, for a/x, a/z"):
+        locked_base(lock, "o/b")

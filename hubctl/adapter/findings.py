@@ -31,9 +31,7 @@ CODES = {
     "mixed-dtypes": "tensors have several data types",
     "no-base": "nothing states which base the adapter is for",
     "base-mismatch": "what is stated of the base and what the shapes say differ",
-    "local-paths": "the metadata or a text names folders of the machine it was trained on",
-    "no-licence": "the card states no licence: nobody else knows what they may do (push alone says so)",
-    "licence": "the card's licence does not go with the base's (push alone says so)",
+    "local-paths": "the metadata names folders of the machine it was trained on",
 }
 """Codes of findings, and what each means."""
 
@@ -46,7 +44,7 @@ class Finding:
     """Something to know before using the adapter."""
 
     code: str
-    """A key of `CODES`."""
+    """A key of `CODES`, or of those of `hubctl.hub.preflight`."""
     message: str
 
 

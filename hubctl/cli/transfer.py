@@ -55,8 +55,13 @@ def push(
     """Check an adapter folder, then upload it to the registry.
 
     The repository becomes exactly the folder, in one commit. Refused, with the reason: pickles, NaN, weights
-    that do not fit the base, a card that names no base, a text that holds a token or private key. Only said:
-    paths of this machine in texts and metadata, a licence that is missing or does not go with the base's.
+    that do not fit the base, a card that names no base, a text that holds a token or private key.
+
+    \b
+    Only warned of:
+      local-paths   a text, or the weights' metadata, names folders of this machine
+      no-licence    the card states no licence: nobody else knows what they may do
+      licence       the card's licence does not go with the base's
 
     \b
     Examples:

@@ -14,6 +14,13 @@ from hubctl.adapter.metadata import local_path, private_fields
 from hubctl.errors import InputError
 from hubctl.hub.records import FileInfo, keeps
 
+CODES = {
+    "local-paths": "a text, or the weights' metadata, names folders of this machine",
+    "no-licence": "the card states no licence: nobody else knows what they may do",
+    "licence": "the card's licence does not go with the base's",
+}
+"""Codes of what a push warns of, and what each means."""
+
 Change = Literal["new", "changed", "same", "removed"]
 
 TEXTS = frozenset({".md", ".txt", ".json", ".toml", ".yaml", ".yml", ".csv", ".svg", ""})

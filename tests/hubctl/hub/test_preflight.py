@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from hubctl.adapter.diff import diff
 from hubctl.errors import AccessError, ConflictError, InputError
 from hubctl.hub.client import Hub
-from hubctl.hub.preflight import find_local_paths
+from hubctl.hub.preflight import CODES, find_local_paths
 from hubctl.hub.pull import pull
 from hubctl.hub.push import plan_push, push
 from hubctl.refs import AdapterRef
@@ -169,6 +169,11 @@ def test_warnings_do_not_stand_in_the_way(hub: Hub, folder: Path, monkeypatch: p
     )
     card.write_text(card.read_text().replace("---\n", "---\nlicense: mit\n", 1))
     assert plan_push(hub, folder).warnings == []
+
+
+def test_help_lists_every_code() -> None:
+    said = run_cli("push", "--help").out
+    assert [code for code, meaning in CODES.items() if f"{code} " not in said or meaning not in said] == []
 
 
 def test_a_copy_for_other_programs_goes_along(

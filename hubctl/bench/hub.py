@@ -21,10 +21,12 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 from hubctl.adapter.base_shapes import read_base_shapes
+from hubctl.adapter.gate import MAX_RANK
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS
 from hubctl.adapter.tensors import Tensor, write_tensors
 from hubctl.base_models import embedded_bases
 from hubctl.bench.pullers import child, plain_server, pull_together
+from hubctl.errors import InputError
 from hubctl.families import detect_family
 from hubctl.hub.client import Hub
 from hubctl.hub.pull import pull
@@ -105,7 +107,10 @@ def write_adapter(folder: Path, size_bytes: int, seed: int) -> Path:
         for name, shape in unet.items()
         if "transformer_blocks" in name and name.endswith(".weight") and len(shape) == 2
     }
-    rank = max(1, size_bytes // (4 * sum(map(sum, targets.values()))))
+    rank_bytes = 4 * sum(map(sum, targets.values()))
+    if size_bytes > MAX_RANK * rank_bytes:
+        raise InputError(f"an adapter of {BASE} has at most {MAX_RANK * rank_bytes // MB} MB")
+    rank = max(1, size_bytes // rank_bytes)
     noise = array("f", [random.Random(seed).uniform(-0.1, 0.1) for _ in range(4096)]).tobytes()
 
     def tensor(*shape: int) -> Tensor:

@@ -23,6 +23,7 @@ import click
 from hubctl.errors import HubctlError, OverloadedError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
@@ -244,8 +245,17 @@ def _rich_progress(total: float | None, description: str, unit: str, *, color: b
     from rich import progress as rich
     from rich.console import Console
     from rich.markup import escape
+    from rich.text import Text
 
-    amount: rich.ProgressColumn = rich.DownloadColumn() if unit == "bytes" else rich.MofNCompleteColumn()
+    counted: rich.ProgressColumn = rich.DownloadColumn() if unit == "bytes" else rich.MofNCompleteColumn()
+
+    class OnceKnown(rich.ProgressColumn):
+        """How much of how much; nothing as long as nobody knows how much there will be."""
+
+        def render(self, task: rich.Task) -> RenderableType:
+            return counted.render(task) if task.total is not None else Text()
+
+    amount = OnceKnown()
     columns: tuple[rich.ProgressColumn | str, ...] = (
         "{task.description}",
         rich.BarColumn(bar_width=24),

@@ -56,7 +56,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty HUBCTL_HOME (with the cache in it) for this test and its subprocesses."""
     folder = tmp_path / "hubctl-home"
     monkeypatch.setenv("HUBCTL_HOME", str(folder))
-    for name in ("HUBCTL_CACHE", "HUBCTL_TOKEN", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR", "COLUMNS", "LINES"):
+    ours = ("HUBCTL_CACHE", "HUBCTL_CACHE_QUOTA", "HUBCTL_TOKEN")
+    for name in (*ours, "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     return folder
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hubctl.adapter.header import read_header
+from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.kohya import is_kohya, read_kohya
 from hubctl.adapter.layers import Layer, Whole
 from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_DIFFUSERS, WEIGHTS_PEFT, read_layout
@@ -57,8 +57,8 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
         raise NotFoundError(f"no folder or file {path}", hint="name an adapter's folder or weights file")
     if parts := _peft_parts(path):
         return _joined([read_adapter(part, part.name) for part in parts])
-    weights = _only_file(path)
-    if weights is not None and is_kohya(header := read_header(weights)):
+    if found := kohya_file(path):
+        weights, header = found
         layers = read_kohya(read_tensors(weights, header), weights.name)
         return Adapter(dialect="kohya", layers=layers, metadata=header.metadata)
     layout = read_layout(path)
@@ -88,6 +88,14 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
         metadata=layout.header.metadata,
         config=layout.peft_config,
     )
+
+
+def kohya_file(path: Path) -> tuple[Path, Header] | None:
+    """The weights file in the folder (or file) `path` with its header, if it is kohya's."""
+    weights = _only_file(path)
+    if weights is None or not is_kohya(header := read_header(weights)):
+        return None
+    return weights, header
 
 
 def _only_file(path: Path) -> Path | None:

@@ -45,7 +45,7 @@ def gate_headers(folder: Path) -> AdapterLayout:
     """The part of `gate` that reads no values and needs no base: for who looks at the values anyway."""
     refuse_unsafe_files(folder)
     layout = read_layout(folder)
-    _refuse_excess(layout)
+    refuse_excess(layout)
     return layout
 
 
@@ -76,7 +76,8 @@ def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fi
     )
 
 
-def _refuse_excess(layout: AdapterLayout) -> None:
+def refuse_excess(layout: AdapterLayout) -> None:
+    """Raise `AdapterError` when the file, a rank or a scale is larger than any honest adapter's."""
     size = layout.weights_file.stat().st_size
     if size > MAX_BYTES:
         raise AdapterError(f"{layout.weights_file.name} has {size:,} bytes (limit {MAX_BYTES:,})")

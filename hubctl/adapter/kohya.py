@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 from hubctl.adapter.header import Header
 from hubctl.adapter.kohya_flux import from_flux, is_flux_name, to_flux
 from hubctl.adapter.kohya_names import dotted, flat, to_sgm
 from hubctl.adapter.layers import Layer
+from hubctl.adapter.layout import AdapterLayout, LoraModule
 from hubctl.adapter.names import current_name, renames
 from hubctl.adapter.tensors import Tensor, number, scalar
 from hubctl.errors import AdapterError, InputError
@@ -57,6 +59,36 @@ def read_kohya(tensors: Mapping[str, Tensor], file: str) -> tuple[Layer, ...]:
                 raise AdapterError(f"{file} names '{layer.where}' twice, once in the original spelling")
             layers[layer.where] = layer
     return tuple(layers[where] for where in sorted(layers))
+
+
+def kohya_layout(weights: Path, header: Header) -> AdapterLayout:
+    """The layers of kohya's file `weights`, by its header alone; alphas are values, and stand as the rank.
+
+    Raises:
+        AdapterError: as `read_kohya`.
+    """
+    shapes = {
+        name: Tensor(tensor.dtype, tensor.shape, b"")
+        for name, tensor in header.tensors.items()
+        if not name.endswith(_ALPHA)
+    }
+    modules = tuple(
+        LoraModule(
+            component=layer.component,
+            module=layer.module,
+            a_key="",
+            b_key="",
+            a_shape=layer.a.shape,
+            b_shape=layer.b.shape,
+            rank=layer.rank,
+            alpha=float(layer.rank),
+            scale=1.0,
+        )
+        for layer in read_kohya(shapes, weights.name)
+    )
+    return AdapterLayout(
+        dialect="kohya", weights_file=weights, header=header, modules=modules, heads=(), peft_config=None
+    )
 
 
 def kohya_tensors(layers: Iterable[Layer], *, original: bool = False) -> dict[str, Tensor]:

@@ -100,7 +100,8 @@ class HeadTensor:
 class AdapterLayout:
     """Everything in an adapter's weights file, understood."""
 
-    dialect: Literal["diffusers", "peft"]
+    dialect: Literal["diffusers", "peft", "kohya"]
+    """`read_layout` gives the first two; `kohya_layout` the third, to be compared with bases, not run."""
     weights_file: Path
     header: Header
     modules: tuple[LoraModule, ...]

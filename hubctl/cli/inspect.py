@@ -105,7 +105,7 @@ def check(output: Output, what: str, base: str | None, file: str | None, remote:
     """Say whether an adapter fits a base, from headers alone: every layer and every shape.
 
     ADAPTER is a folder or weights file, OWNER/NAME[@REV] on a registry, or the address of a file there. No
-    values are read: `hubctl inspect` looks for NaN.
+    values are read: `hubctl inspect` looks for NaN. Kohya's files (Civitai, A1111) are compared as well.
 
     \b
     Exit codes:
@@ -167,6 +167,8 @@ def _show_verdict(output: Output, what: str, compared: Compared) -> int:
     }
     if fit.fits:
         output.result(data, text=f"{what} fits {compared.base_id}: {found['summary']}", quiet="verdict")
+        if compared.layout.dialect == "kohya":
+            output.note(f"  next: hubctl convert {what} --to diffusers -o DIR, for push and the server")
         return EXIT_CODES[fit.verdict]
     if fit.verdict == "partly":
         said = f"fits partly ({fit.matched} of {fit.total} parts)"

@@ -22,7 +22,7 @@ from hubctl.errors import ConflictError, InputError
 MARKER = ".hubctl-demo"
 """Says that a folder is a demo's own, to be emptied by the next one."""
 NEEDED = ("torch", "diffusers", "peft", "transformers", "accelerate", "ray", "fastapi", "lz4", "jinja2")
-PRIVATE = {"HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HUBCTL_TOKEN", "HUBCTL_CACHE"}
+PRIVATE = {"HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "HUBCTL_TOKEN", "HUBCTL_CACHE", "HUBCTL_CACHE_QUOTA"}
 """Variables that would lead the demo's commands elsewhere than to its own registry."""
 
 

@@ -17,18 +17,19 @@ def describe(layout: AdapterLayout) -> dict[str, Any]:
     scales = sorted({round(module.scale, 6) for module in layout.modules})
     shown = ", ".join(f"{count} in {name}" for name, count in sorted(components.items()))
     heads = f", {len(layout.heads)} whole tensors" if layout.heads else ""
+    kohya = layout.dialect == "kohya"  # its alphas are values, and were not looked at
     return {
         "dialect": layout.dialect,
         "weights": layout.weights_file.name,
         "layers": len(layout.modules),
         "components": dict(components),
         "ranks": ranks,
-        "alphas": alphas,
-        "scales": scales,
+        "alphas": [] if kohya else alphas,
+        "scales": [] if kohya else scales,
         "whole_tensors": len(layout.heads),
         "summary": (
-            f"{len(layout.modules)} layers ({shown}), rank {_span(ranks)}, alpha {_span(alphas)},"
-            f" scale {_span(scales)}{heads}"
+            f"{len(layout.modules)} layers ({shown}), rank {_span(ranks)}"
+            f"{'' if kohya else f', alpha {_span(alphas)}, scale {_span(scales)}'}{heads}"
         ),
     }
 

@@ -11,13 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from hubctl.adapter.base_shapes import BaseShapes
 from hubctl.adapter.card import first_base_model, read_card_data
 from hubctl.adapter.check import Fit, check_fit
+from hubctl.adapter.contents import Dialect, kohya_file
 from hubctl.adapter.findings import Finding
-from hubctl.adapter.gate import gate, gate_headers, refuse_misfit, refuse_unsafe_files
+from hubctl.adapter.gate import gate, gate_headers, refuse_excess, refuse_misfit, refuse_unsafe_files
+from hubctl.adapter.kohya import kohya_layout
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.errors import AdapterError, ConflictError, InputError, NotFoundError
@@ -28,9 +30,6 @@ from hubctl.hub.preflight import Plan, changes, find_licence_faults, find_local_
 from hubctl.hub.upload import upload
 from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef, check_repo_id
-
-if TYPE_CHECKING:
-    from hubctl.adapter.contents import Dialect
 
 Kind = Literal["adapter", "base"]
 Stage = Callable[[str], None]
@@ -235,7 +234,7 @@ def compare(
 ) -> Compared:
     """Judge the adapter in `folder`, and compare it with `base` or the base that its card names.
 
-    Without `values` no number is read, so that NaN and infinity pass.
+    Without `values` no number is read, so that NaN and infinity pass; kohya's files are compared too then.
 
     Raises:
         AdapterError: it is unsound, or its card names no base.
@@ -243,9 +242,19 @@ def compare(
     """
     refuse_unsafe_files(folder)
     named = base or base_model_of(folder)
-    layout = gate(folder, None) if values else gate_headers(folder)
+    layout = gate(folder, None) if values else _layout(folder)
     base_id, shapes = base_shapes(named, connect)
     return Compared(layout=layout, base_id=base_id, shapes=shapes)
+
+
+def _layout(folder: Path) -> AdapterLayout:
+    """The layers by headers alone; of kohya's files too, which `gate` refuses."""
+    found = kohya_file(folder)
+    if found is None:
+        return gate_headers(folder)
+    layout = kohya_layout(*found)
+    refuse_excess(layout)
+    return layout
 
 
 def check_base(folder: Path) -> None:

@@ -246,6 +246,30 @@ def test_every_module_of_sdxl_is_compared(published: Path) -> None:
     assert "wrong base: looks like Stable Diffusion 1.x (" in back.out
 
 
+def test_kohyas_files_are_compared_too(published: Path, tmp_path: Path) -> None:
+    for family in ("sd1", "sdxl"):
+        shapes: dict[str, tuple[int, ...]] = {}
+        for place in places(family):
+            if place.module.endswith(("to_q", "to_k", "to_v", "to_out.0")):
+                name = f"lora_unet_{place.module.replace('.', '_')}"
+                shapes |= {
+                    f"{name}.lora_down.weight": (16, place.ins or 0),
+                    f"{name}.lora_up.weight": (place.outs or 0, 16),
+                    f"{name}.alpha": (),
+                }
+        hollow(tmp_path / family / "civitai.safetensors", shapes)
+    ran = run_cli("check", tmp_path / "sdxl", "--base", published / "sdxl")
+    assert "fits" in ran.out
+    assert "560 layers (560 in unet), rank 16\n" in ran.out
+    assert "hubctl convert" in ran.err
+    facts = run_cli("check", tmp_path / "sdxl", "--base", published / "sdxl", "--json").json()
+    assert (facts["dialect"], facts["matched"], facts["alphas"]) == ("kohya", 560, [])
+    other = run_cli("check", tmp_path / "sdxl/civitai.safetensors", "--base", published / "sd1")
+    assert other.code == 11
+    assert "wrong base: looks like SDXL (" in other.out
+    assert run_cli("check", tmp_path / "sd1", "--base", published / "sd1").code == 0
+
+
 def test_a_local_check_loads_no_client_and_no_yaml(published: Path) -> None:
     words = ["check", str(published / "sdxl-lora"), "--base", str(published / "sdxl")]
     code = (

@@ -129,6 +129,10 @@ class Draft:
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
+    def sync(self) -> None:
+        """Bring what was written so far to the disk; may run while more is written."""
+        os.fdatasync(self._descriptor)
+
     def read_back(self) -> str:
         """Take what somebody else wrote into the file at `path` for the draft's own; returns its sha256."""
         self._hash, self.size_bytes = hashlib.sha256(), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from typing import Any
@@ -36,6 +37,8 @@ from hubctl.registry.xet import refuse_pull_request
 MAX_REGULAR_BYTES = 10 * 1024 * 1024
 MAX_GITIGNORE_BYTES = 64 * 1024
 LINK_LIFETIME_S = 6 * 3600
+SYNC_BYTES = 8 << 20
+"""What arrived goes to the disk in such pieces while more comes: an upload does not end with a long wait."""
 _MEDIA_TYPE = "application/vnd.git-lfs+json"
 _PURPOSE = "lfs upload"
 
@@ -79,12 +82,19 @@ async def upload(request: Request) -> Response:
     services = services_of(request)
     permit = services.signer.check(_PURPOSE, request.path_params["signature"])
     with services.blobs.draft() as draft:
-        async for data in request.stream():
-            draft.write(data)
-            if draft.size_bytes > permit["size"]:
-                raise InputError(
-                    f"object {permit['oid']} is longer than the {permit['size']} bytes announced"
-                )
+        synced, syncing = 0, None
+        try:
+            async for data in request.stream():
+                draft.write(data)
+                if draft.size_bytes > permit["size"]:
+                    raise InputError(
+                        f"object {permit['oid']} is longer than the {permit['size']} bytes announced"
+                    )
+                if draft.size_bytes - synced >= SYNC_BYTES and (syncing is None or syncing.done()):
+                    synced, syncing = draft.size_bytes, asyncio.ensure_future(run_in_threadpool(draft.sync))
+        finally:
+            if syncing is not None:
+                await syncing
         await run_in_threadpool(_keep, services, draft, permit)
     return Response(status_code=200)
 

@@ -18,7 +18,7 @@ def serving(answer: Answer) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        do_GET = do_HEAD = do_POST = lambda self: answer(self)
+        do_GET = do_HEAD = do_POST = do_PUT = lambda self: answer(self)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -133,7 +133,8 @@ def _passed_on(
     """What `target` answers to the same request."""
     upstream = http.client.HTTPConnection(str(target.hostname), target.port)
     headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "connection")}
-    upstream.request(request.command, request.path, headers=headers)
+    sent = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    upstream.request(request.command, request.path, body=sent or None, headers=headers)
     response = upstream.getresponse()
     body = response.read()
     upstream.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from hubctl.errors import ConflictError
 from hubctl.hub.client import Hub
 from hubctl.hub.upload import upload
 from hubctl.refs import AdapterRef
+from tests.hubctl.hub.odd_server import CountingProxy, serving
 
 if TYPE_CHECKING:
     from tests.registry_server import RegistryServer
@@ -55,3 +57,21 @@ def test_a_commit_whose_answer_was_lost_is_found_again(hub: Hub, tmp_path: Path)
 def test_a_repository_that_was_just_created_counts_as_new(hub: Hub, tmp_path: Path) -> None:
     hub.api().create_repo(f"{hub.whoami()}/notes")
     assert commit(hub, tmp_path, "first", None)
+
+
+def test_no_registry_is_asked_where_to_write(hub: Hub, tmp_path: Path) -> None:
+    """Xet's client would take `local:///some/folder` for an answer, and write its chunks there."""
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(random.Random(0).randbytes(3_000_000))
+    sent: list[int] = []
+    proxy = CountingProxy(hub.endpoint)
+    with serving(proxy) as endpoint:
+        through = Hub(endpoint, hub.token, "proxy")
+        made = upload(
+            through, {path.name: path}, f"{hub.whoami()}/x", parent=None, message="m", on_bytes=sent.append
+        )
+    asked = [path for _, path, _ in proxy.seen]
+    assert not [path for path in asked if "xet" in path]
+    assert sum(sent) == 3_000_000
+    copy = hub.api().hf_hub_download(made.repo_id, path.name, cache_dir=tmp_path / "hf")
+    assert Path(copy).read_bytes() == path.read_bytes()

@@ -1,1 +1,1 @@
-"""Where adapters live: remotes, pushing, pulling, and the one file that talks to a Hub."""
+"""Where adapters live: remotes, pushing, pulling, and the client of a Hub underneath."""

@@ -18,6 +18,9 @@ PRESETS = (ATTENTION, ATTENTION_CONV, ALL_LINEAR)
 
 HEADS = ("decode_head", "segmentation_head", "head", "classifier")
 """Names that segmentation models of transformers give the layers that are trained whole."""
+SMALL_HEAD = 4_000_000
+"""Parameters up to which a head is trained whole: SegFormer's largest has 3.2 million. Of UperNet's 68
+million only the classifier is, the rest stays the base's; a file of 260 MB would be no adapter."""
 
 
 def resolve_targets(
@@ -37,7 +40,8 @@ def resolve_targets(
     layers = {
         name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
     }
-    free = {name for name in layers if name.partition(".")[0] not in heads}
+    inside = tuple(f"{head}." for head in heads)
+    free = {name for name in layers if not f"{name}.".startswith(inside)} if heads else set(layers)
     if tuple(targets) == (ALL_LINEAR,):
         return sorted(name for name in free if isinstance(layers[name], nn.Linear))
     if tuple(targets) == (ATTENTION_CONV,):
@@ -81,20 +85,25 @@ def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def head_names(module: nn.Module) -> list[str]:
-    """The head of a segmentation model, which is trained whole.
+def head_name(module: nn.Module) -> str:
+    """The part of a segmentation model that is trained whole: its head, or of a large one the last layer.
 
     Raises:
         InputError: the model has none that we know.
     """
-    children = {name for name, _ in module.named_children()}
-    found = [name for name in HEADS if name in children]
-    if not found:
+    children = dict(module.named_children())
+    name = next((name for name in HEADS if name in children), None)
+    if name is None:
         raise InputError(
             f"{type(module).__name__} has no head to train ({', '.join(HEADS)})",
             hint="choose a SegFormer base, e.g. --base emoji-64-seg",
         )
-    return found[:1]
+    head = children[name]
+    if sum(parameter.numel() for parameter in head.parameters()) > SMALL_HEAD:
+        last = [path for path, layer in head.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+        return f"{name}.{last}"
+    # peft goes by endings: "head" would also be the `head` inside it (DPT), and could not be loaded again.
+    return f"{name}.{name}" if name in dict(head.named_children()) else name
 
 
 def _ends_with(name: str, target: str) -> bool:

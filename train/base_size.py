@@ -11,13 +11,15 @@ FALLBACK_PX = 512
 
 def native_px(folder: Path) -> int:
     """Side, in pixels, of the square pictures the base in `folder` was made for; 512 when it does not say."""
-    unet = _read_json(folder / "unet" / "config.json")
+    denoiser = _read_json(folder / "unet" / "config.json") or _read_json(
+        folder / "transformer" / "config.json"
+    )
     vae = _read_json(folder / "vae" / "config.json")
-    if unet and vae:
+    if denoiser and vae:
         # Every VAE level after the first halves the picture: AutoencoderKL names its levels in
         # `block_out_channels`, AutoencoderTiny in `encoder_block_out_channels`.
         levels = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or [0] * 4
-        sample = unet.get("sample_size")
+        sample = denoiser.get("sample_size")
         if isinstance(sample, int):
             return sample * 2 ** (len(levels) - 1)
     size = _read_json(folder / "preprocessor_config.json").get("size")

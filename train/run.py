@@ -41,7 +41,8 @@ HUB_TASKS = {
 }
 """The task, as the Hub names it, that a base must have."""
 
-TRAINABLE_FAMILIES = ("sd1", "sd2", "segformer", "linear-segmenter", "vision-backbone")
+TRAINABLE_DENOISERS = ("sd1", "sd2", "sdxl", "sd3", "flux")
+"""Families for text-to-image; every segmentation model that hubctl knows is trained."""
 
 
 def train(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Generator[Event, None, None]:
@@ -133,10 +134,10 @@ def _train_into(
 
 def _check_task(config: TrainConfig, base: BaseModel) -> None:
     if base.family.task == HUB_TASKS[config.task]:
-        if base.family.name not in TRAINABLE_FAMILIES:
+        if config.task != "segmentation" and base.family.name not in TRAINABLE_DENOISERS:
             raise InputError(
                 f"{base.id} is a {base.family.name} base, which hubctl serves but cannot train yet",
-                hint=f"choose a base of the kinds {', '.join(TRAINABLE_FAMILIES)}, e.g. emoji-64",
+                hint=f"choose a base of the kinds {', '.join(TRAINABLE_DENOISERS)}, e.g. emoji-64",
             )
         return
     fitting = "segmentation" if base.family.task == "image-segmentation" else "text-to-image"

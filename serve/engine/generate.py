@@ -26,9 +26,9 @@ from serve.engine.pipelines import (
     arguments_of,
     call_shapes,
     load_controlnets,
-    load_pipeline,
     make_offload,
     make_templates,
+    open_pipeline,
     own_defaults,
     shared_components,
     task_of,
@@ -62,7 +62,7 @@ class ImageEngine:
         self._defaults = stated_defaults(base.path)
         start = torch.device("cpu") if config.offload else device
         with one_core():
-            self._template = load_pipeline(base.path, base.family, start, dtype, config.quantize)
+            self._template = open_pipeline(base.path, base.family, start, dtype, config.quantize)
             controlnets = load_controlnets(config, base.family, self._template)
         self._templates = make_templates(self._template, controlnets)
         components = shared_components(self._template, base.family)

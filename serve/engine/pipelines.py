@@ -15,6 +15,7 @@ from PIL import Image
 
 from hubctl.errors import InputError
 from hubctl.families import Family
+from hubctl.modeling.pipelines import load_pipeline
 from serve.engine.config import EngineConfig, Quantize
 from serve.engine.defaults import Defaults
 from serve.engine.offload import Offload
@@ -31,17 +32,11 @@ Templates = dict[tuple[str, str | None], Any]
 """Pipeline by task and name of the ControlNet: those that diffusers has for the base."""
 
 
-def load_pipeline(
+def open_pipeline(
     folder: Path, family: Family, device: torch.device, dtype: torch.dtype, weights: Quantize = "none"
 ) -> Any:
-    """The base's own pipeline on its device, its denoiser quantised; what the folder lacks is left out."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = [name for name, value in index.items() if isinstance(value, list)]
-    # SD3 runs without its T5, but diffusers must be told that it is not there.
-    absent = {name: None for name in parts if not (folder / name).is_dir()}
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, **absent
-    )
+    """The base's own pipeline on its device, its denoiser quantised."""
+    pipeline = load_pipeline(folder, dtype)
     quantize(getattr(pipeline, family.denoiser), weights)  # before the device has to hold all of it
     pipeline.to(device)
     if hasattr(pipeline, "upcast_vae") and pipeline.vae.config.get("force_upcast"):

@@ -9,7 +9,7 @@ from hubctl.errors import InputError
 from hubctl.families import detect_family
 from hubctl.modeling.loading import load_segmenter
 from tests.serve.segmenters import SEGMENTERS, write_segmenter
-from train.adapt import head_names, resolve_targets
+from train.adapt import head_name, resolve_targets
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,17 @@ def test_unknown_names_are_refused_with_near_ones(segformer: Any) -> None:
 
 
 def test_the_head_is_found(segformer: Any) -> None:
-    assert head_names(segformer) == ["decode_head"]
+    assert head_name(segformer) == "decode_head"
     with pytest.raises(InputError, match="has no head to train"):
-        head_names(segformer.segformer)
+        head_name(segformer.segformer)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_every_kind_of_base_has_a_head_and_layers_for_lora(name: str, tmp_path: Path) -> None:
     base = write_segmenter(tmp_path, name)
     model, kind = load_segmenter(base), SEGMENTERS[name]
-    heads = head_names(model)
-    assert heads == [kind.head.partition(".")[0]]
+    heads = [head_name(model)]
+    assert heads == [kind.head]
     default = detect_family(base).default_targets
     targets = resolve_targets(model, ("attention",), default_targets=default, heads=heads)
     assert set(targets) <= set(default) & set(kind.targets)

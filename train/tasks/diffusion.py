@@ -1,6 +1,6 @@
 """What the diffusion tasks share: a frozen pipeline with an adapter in its denoiser.
 
-Shapes: B images, C latent channels, H x W latent pixels, S text tokens, D text width.
+Shapes: B images, C latent channels, H x W latent pixels.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
 from peft import get_peft_model_state_dict
 from PIL import Image
 from torch import nn
 
-from hubctl.errors import InputError
+from hubctl.modeling.pipelines import load_pipeline
 from train.adapt import lora_config, resolve_targets, trained_in_float32
 from train.dataset import open_image, square
+from train.tasks.denoisers import DENOISERS, Conditions, join, no_text, take
 from train.tasks.grid import chosen_looks, draw_grid
 from train.tasks.task import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 5.0
+SAMPLE_STEPS = 20
 ENCODE_BATCH = 16
 JUDGED_IMAGES = 32
 JUDGED_TIMESTEPS = 4
@@ -52,30 +52,22 @@ class Latents:
 
 
 class Diffusion:
-    """A Stable Diffusion pipeline, frozen, with a LoRA adapter in its UNet."""
+    """A diffusers pipeline, frozen, with a LoRA adapter in its denoiser."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         family = setup.base.family
-        # Text encoder and VAE stay in float32: they run once, and a VAE in
-        # half precision can answer NaN (https://github.com/huggingface/diffusers/issues/4736).
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(
-            setup.base.path, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        for component in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-            component.requires_grad_(False)
-            component.to(setup.device)
-        self.pipeline = pipeline
-        self.unet: Any = pipeline.unet
-        self.unet.to(setup.frozen_dtype)
-        targets = resolve_targets(self.unet, setup.config.targets, default_targets=family.default_targets)
+        self._kind = DENOISERS[family.name]
+        self.pipeline = _load(setup, self._kind.large_encoders)
+        self.denoiser: Any = getattr(self.pipeline, family.denoiser)
+        targets = resolve_targets(self.denoiser, setup.config.targets, default_targets=family.default_targets)
         plan = setup.plan
-        self.unet.add_adapter(
+        self.denoiser.add_adapter(
             lora_config(rank=plan.rank, alpha=plan.alpha, targets=targets, seed=setup.config.seed)
         )
-        trained_in_float32(self.unet)
-        self.schedule: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
+        trained_in_float32(self.denoiser)
+        self.noise = self._kind.noise(self.pipeline.scheduler.config, setup.base.id)
+        self.no_text = no_text(self._kind.encode, self.pipeline, setup.device)
         self._columns: list[tuple[str, list[Image.Image]]] = []
 
     # -- encoding, once --------------------------------------------------------------------
@@ -100,14 +92,18 @@ class Diffusion:
         return Latents(mean, torch.cat(deviations) * scale if deviations else None)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text states of the prompts, [N, S, D], by the pipeline's own encoding."""
-        states = []
-        for start in range(0, len(prompts), ENCODE_BATCH):
-            batch = list(prompts[start : start + ENCODE_BATCH])
-            text, _ = self.pipeline.encode_prompt(batch, self.setup.device, 1, False)
-            states.append(text)
-        return torch.cat(states)
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        """Conditions of the prompts, by the pipeline's own encoding."""
+        parts = [
+            self._kind.encode(self.pipeline, prompts[start : start + ENCODE_BATCH], self.setup.device)
+            for start in range(0, len(prompts), ENCODE_BATCH)
+        ]
+        return join(parts)
+
+    def release_encoders(self) -> None:
+        """Let go of the text encoders once every prompt is encoded: often they are larger than the rest."""
+        for name in self.setup.base.family.text_encoders + self._kind.large_encoders:
+            setattr(self.pipeline, name, None)
 
     def _pixels(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
         """[B, 3, side, side] in -1..1."""
@@ -122,57 +118,42 @@ class Diffusion:
         self,
         module: nn.Module,
         latents: torch.Tensor,
-        text: torch.Tensor,
+        conditions: Conditions,
         generator: torch.Generator,
-        timesteps: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Squared error of the prediction for each image, [B]; noise and timesteps from `generator`.
 
         What the network predicts (noise, velocity or the clean latents) is the base's own choice.
         """
         noise = noise_like(latents, generator)
-        if timesteps is None:
-            top = self.schedule.config.num_train_timesteps
-            timesteps = torch.randint(0, top, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)
-        noisy = self.schedule.add_noise(latents, noise, timesteps)
-        dtype = self.setup.frozen_dtype
-        predicted = module(noisy.to(dtype), timesteps, text.to(dtype), return_dict=False)[0]
-        target = self._target(latents, noise, timesteps)
-        return (predicted.float() - target.float()).pow(2).mean(dim=(1, 2, 3))
-
-    def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        kind = self.schedule.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        if kind == "v_prediction":
-            velocity: torch.Tensor = self.schedule.get_velocity(latents, noise, timesteps)
-            return velocity
-        if kind == "sample":
-            return latents
-        raise InputError(f"{self.setup.base.id} predicts {kind!r}, which cannot be trained yet")
+        if places is None:
+            places = self.noise.places(len(latents), generator)
+        noised = self.noise.add(latents, noise, places)
+        noisy = noised.latents.to(self.setup.frozen_dtype)
+        predicted = self._kind.predict(module, self.pipeline, noisy, noised.timesteps, self._cast(conditions))
+        return (predicted.float() - noised.target.float()).pow(2).mean(dim=(1, 2, 3))
 
     @torch.no_grad()
-    def compare(self, latents: Latents, text: torch.Tensor) -> dict[str, float]:
+    def compare(self, latents: Latents, conditions: Conditions) -> dict[str, float]:
         """The loss of the base and of the adapter on the same noise at the same timesteps."""
         chosen = list(range(min(len(latents), JUDGED_IMAGES)))
-        top = self.schedule.config.num_train_timesteps
-        self.unet.eval()
+        self.denoiser.eval()
         losses = []
         for adapted in (False, True):
             generator = torch.Generator().manual_seed(self.setup.config.seed)
             total = 0.0
             with self._adapter(adapted):
                 for part in range(JUDGED_TIMESTEPS):
-                    timestep = int(top * (part + 0.5) / JUDGED_TIMESTEPS)
+                    place = int(self.noise.count * (part + 0.5) / JUDGED_TIMESTEPS)
                     for start in range(0, len(chosen), ENCODE_BATCH):
                         batch = chosen[start : start + ENCODE_BATCH]
                         loss = self.denoising_loss(
-                            self.unet,
+                            self.denoiser,
                             latents.draw(batch, generator),
-                            text[batch],
+                            take(conditions, batch),
                             generator,
-                            torch.full((len(batch),), timestep),
+                            torch.full((len(batch),), place),
                         )
                         total += float(loss.sum())
             losses.append(total / (JUDGED_TIMESTEPS * len(chosen)))
@@ -181,32 +162,34 @@ class Diffusion:
     # -- looking at it ---------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], *, adapted: bool = True, seed: int = 0) -> list[Image.Image]:
+    def draw(self, prompts: Conditions, *, adapted: bool = True, seed: int = 0) -> list[Image.Image]:
         """One picture for each prompt, by the stock pipeline; picture i starts from `seed` + i."""
-        was_training = self.unet.training
-        self.unet.eval()
+        was_training = self.denoiser.training
+        self.denoiser.eval()
         side = self.setup.plan.resolution_px
+        count = len(next(iter(prompts.values())))
         pictures: list[Image.Image] = []
         with self._adapter(adapted):
-            for start in range(0, len(prompts), ENCODE_BATCH):
-                batch = list(prompts[start : start + ENCODE_BATCH])
-                generators = [
-                    torch.Generator().manual_seed(seed + start + offset) for offset in range(len(batch))
-                ]
+            for start in range(0, count, ENCODE_BATCH):
+                batch = range(start, min(start + ENCODE_BATCH, count))
+                settings: dict[str, Any] = self._cast(take(prompts, batch))
+                if self._kind.negative:
+                    away = self._cast(take(self.no_text, [0] * len(batch)))
+                    settings |= {f"negative_{name}": value for name, value in away.items()}
                 pictures += self.pipeline(
-                    batch,
                     height=side,
                     width=side,
                     num_inference_steps=SAMPLE_STEPS,
-                    guidance_scale=SAMPLE_GUIDANCE,
-                    generator=generators,
+                    guidance_scale=self._kind.guidance,
+                    generator=[torch.Generator().manual_seed(seed + place) for place in batch],
+                    **settings,
                 ).images
-        self.unet.train(was_training)
+        self.denoiser.train(was_training)
         return pictures
 
-    def sample(self, step: int, prompts: Sequence[str], folder: Path) -> Path:
+    def sample(self, step: int, prompts: Sequence[str], conditions: Conditions, folder: Path) -> Path:
         """Add a column to the grid of samples: the base for step 0, then the adapter as it grows."""
-        pictures = self.draw(prompts, seed=self.setup.config.seed)
+        pictures = self.draw(conditions, seed=self.setup.config.seed)
         self._columns.append((f"step {step}" if step else "base", pictures))
         for number, picture in enumerate(pictures, start=1):
             picture.save(folder / f"sample-{number}.png")
@@ -216,16 +199,19 @@ class Diffusion:
         draw_grid(prompts, [title for title, _ in columns], rows).save(path)
         return path
 
+    def _cast(self, conditions: Conditions) -> Conditions:
+        return {name: value.to(self.setup.frozen_dtype) for name, value in conditions.items()}
+
     @contextmanager
     def _adapter(self, enabled: bool) -> Iterator[None]:
         if enabled:
             yield
             return
-        self.unet.disable_adapters()
+        self.denoiser.disable_adapters()
         try:
             yield
         finally:
-            self.unet.enable_adapters()
+            self.denoiser.enable_adapters()
 
     # -- the file --------------------------------------------------------------------------
 
@@ -234,14 +220,37 @@ class Diffusion:
 
         Without that header diffusers takes alpha = rank, and the adapter's strength is lost.
         """
-        settings = self.unet.peft_config["default"].to_dict()
+        settings = self.denoiser.peft_config["default"].to_dict()
         # peft keeps the targets in a set, whose order differs from run to run.
         settings["target_modules"] = sorted(settings["target_modules"])
-        StableDiffusionPipeline.save_lora_weights(
+        component = self.setup.base.family.denoiser
+        self.pipeline.save_lora_weights(
             folder,
-            unet_lora_layers=get_peft_model_state_dict(self.unet),
-            unet_lora_adapter_metadata=settings,
+            **{
+                f"{component}_lora_layers": get_peft_model_state_dict(self.denoiser),
+                f"{component}_lora_adapter_metadata": settings,
+            },
         )
+
+
+def _load(setup: Setup, large_encoders: Sequence[str]) -> Any:
+    """The pipeline, frozen and on the device: the denoiser in the plan's precision, the rest in float32.
+
+    Text encoders and VAE run once, and a VAE in half precision can answer NaN
+    (https://github.com/huggingface/diffusers/issues/4736); so its decoder gets float32 from samples too.
+    """
+    family, frozen = setup.base.family, setup.frozen_dtype
+    dtypes = {"default": torch.float32, **dict.fromkeys((family.denoiser, *large_encoders), frozen)}
+    # The checker would blacken training samples.
+    pipeline = load_pipeline(setup.base.path, dtypes, without=("safety_checker",))
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.requires_grad_(False)
+            component.to(setup.device)
+    decode = pipeline.vae.decode
+    pipeline.vae.decode = lambda latents, *rest, **settings: decode(latents.float(), *rest, **settings)
+    return pipeline
 
 
 def noise_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

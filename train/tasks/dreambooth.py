@@ -16,6 +16,7 @@ from torch import nn
 
 from train.config import TrainConfig
 from train.dataset import SubjectData
+from train.tasks.denoisers import join, take
 from train.tasks.diffusion import LOSS_NOTE, Diffusion, Latents
 from train.tasks.task import Evaluation, Setup
 
@@ -26,7 +27,7 @@ class DreamBooth:
     def __init__(self, setup: Setup, data: SubjectData) -> None:
         config = setup.config
         self.diffusion = Diffusion(setup)
-        self.module: nn.Module = self.diffusion.unet
+        self.module: nn.Module = self.diffusion.denoiser
         self.images, self.held_out_images = len(data.images), 0
         self._latents = self.diffusion.encode_images(data.images)
         instance_prompt = config.instance_prompt or ""
@@ -35,11 +36,13 @@ class DreamBooth:
         self._class_latents: Latents | None = None
         prompts = [instance_prompt]
         if config.class_prompt:
-            class_images = self._class_images(config, config.class_prompt, data.class_images)
-            self._class_latents = self.diffusion.encode_images(class_images)
             self._class_text = self.diffusion.encode_prompts([config.class_prompt])
+            class_images = self._class_images(config, data.class_images)
+            self._class_latents = self.diffusion.encode_images(class_images)
             prompts.append(config.class_prompt)
         self.prompts: Sequence[str] = config.sample_prompts or tuple(prompts)
+        self._shown = self.diffusion.encode_prompts(self.prompts)
+        self.diffusion.release_encoders()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: the adapter."""
@@ -49,7 +52,7 @@ class DreamBooth:
         """Mean denoising error of the subject, plus that of as many class images times its weight."""
         size = len(indices)
         latents = self._latents.draw(indices, generator)
-        text = self._text.expand(size, -1, -1)
+        text = take(self._text, indices)
         if self._class_latents is None:
             return self.diffusion.denoising_loss(module, latents, text, generator).mean()
         chosen = torch.randint(0, len(self._class_latents), (size,), generator=generator)
@@ -57,22 +60,20 @@ class DreamBooth:
         errors = self.diffusion.denoising_loss(
             module,
             torch.cat([latents, class_latents]),
-            torch.cat([text, self._class_text.expand(size, -1, -1)]),
+            join([text, take(self._class_text, indices)]),
             generator,
         )
         return errors[:size].mean() + self._prior_weight * errors[size:].mean()
 
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid of samples with one more column."""
-        return self.diffusion.sample(step, self.prompts, folder)
+        return self.diffusion.sample(step, self.prompts, self._shown, folder)
 
     def evaluate(self) -> Evaluation:
         """Denoising loss of base and adapter on the subject, and on its class (there: drift)."""
-        text = self._text.expand(self.images, -1, -1)
-        metrics = self.diffusion.compare(self._latents, text)
+        metrics = self.diffusion.compare(self._latents, self._text)
         if self._class_latents is not None:
-            class_text = self._class_text.expand(len(self._class_latents), -1, -1)
-            on_class = self.diffusion.compare(self._class_latents, class_text)
+            on_class = self.diffusion.compare(self._class_latents, self._class_text)
             metrics |= {f"class_{name}": value for name, value in on_class.items()}
         return Evaluation(split="train", metrics=metrics, note=LOSS_NOTE)
 
@@ -80,9 +81,7 @@ class DreamBooth:
         """Write the weights as diffusers does."""
         self.diffusion.save(folder)
 
-    def _class_images(
-        self, config: TrainConfig, prompt: str, given: Sequence[Path]
-    ) -> list[Path | Image.Image]:
+    def _class_images(self, config: TrainConfig, given: Sequence[Path]) -> list[Path | Image.Image]:
         """The user's class images, and as many drawn by the base as are missing.
 
         Drawn ones are kept in the user's class folder, where there is one, for the next training.
@@ -90,7 +89,8 @@ class DreamBooth:
         missing = config.num_class_images - len(given)
         if missing <= 0:
             return list(given)
-        drawn = self.diffusion.draw([prompt] * missing, adapted=False, seed=config.seed)
+        prompts = take(self._class_text, range(missing))
+        drawn = self.diffusion.draw(prompts, adapted=False, seed=config.seed)
         if config.class_data is None:
             return [*given, *drawn]
         config.class_data.mkdir(parents=True, exist_ok=True)

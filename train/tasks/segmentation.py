@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubctl.modeling.loading import load_segmenter
-from train.adapt import head_names, lora_config, resolve_targets, trained_in_float32
+from train.adapt import head_name, lora_config, resolve_targets, trained_in_float32
 from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
 from train.evaluate import confusion, labels_at
 from train.scores import best_mapping, mapped, scores
@@ -46,7 +46,7 @@ class Segmentation:
         # A new head starts at random; the seed makes it the same each time.
         torch.manual_seed(setup.config.seed)
         model: Any = load_segmenter(setup.base.path, data.labels)
-        heads = head_names(model)
+        heads = [head_name(model)]
         targets = resolve_targets(
             model,
             setup.config.targets,

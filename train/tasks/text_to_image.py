@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from train.dataset import CaptionData
+from train.tasks.denoisers import replace_where, take
 from train.tasks.diffusion import LOSS_NOTE, Diffusion
 from train.tasks.task import Evaluation, Setup
 
@@ -21,17 +22,23 @@ class TextToImage:
 
     def __init__(self, setup: Setup, data: CaptionData) -> None:
         self.diffusion = Diffusion(setup)
-        self.module: nn.Module = self.diffusion.unet
+        self.module: nn.Module = self.diffusion.denoiser
         self.images, self.held_out_images = len(data.train), len(data.test)
         self._dropout = setup.config.caption_dropout
         self._latents = self.diffusion.encode_images([item.path for item in data.train])
         captions = [item.caption for item in data.train]
         self._text = self.diffusion.encode_prompts(captions)
-        self._no_text = self.diffusion.encode_prompts([""])
-        self._test = data.test
+        self._judged = self._latents, self._text
+        if data.test:
+            self._judged = (
+                self.diffusion.encode_images([item.path for item in data.test]),
+                self.diffusion.encode_prompts([item.caption for item in data.test]),
+            )
         shown = [item.caption for item in data.test] or captions
         every = max(1, len(shown) // SAMPLES)
         self.prompts: Sequence[str] = setup.config.sample_prompts or tuple(shown[::every][:SAMPLES])
+        self._shown = self.diffusion.encode_prompts(self.prompts)
+        self.diffusion.release_encoders()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group: the adapter."""
@@ -40,24 +47,18 @@ class TextToImage:
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean denoising error."""
         latents = self._latents.draw(indices, generator)
-        text = self._text[list(indices)]
         dropped = torch.rand(len(indices), generator=generator) < self._dropout
-        text = torch.where(dropped.to(text.device)[:, None, None], self._no_text, text)
+        text = replace_where(dropped, take(self._text, indices), self.diffusion.no_text)
         return self.diffusion.denoising_loss(module, latents, text, generator).mean()
 
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid of samples with one more column."""
-        return self.diffusion.sample(step, self.prompts, folder)
+        return self.diffusion.sample(step, self.prompts, self._shown, folder)
 
     def evaluate(self) -> Evaluation:
         """Denoising loss of base and adapter, on the held-out images where there are any."""
-        if not self._test:
-            metrics = self.diffusion.compare(self._latents, self._text)
-            return Evaluation(split="train", metrics=metrics, note=LOSS_NOTE)
-        latents = self.diffusion.encode_images([item.path for item in self._test])
-        text = self.diffusion.encode_prompts([item.caption for item in self._test])
-        metrics = self.diffusion.compare(latents, text)
-        return Evaluation(split="test", metrics=metrics, note=LOSS_NOTE)
+        metrics = self.diffusion.compare(*self._judged)
+        return Evaluation(split="test" if self.held_out_images else "train", metrics=metrics, note=LOSS_NOTE)
 
     def save(self, folder: Path) -> None:
         """Write the weights as diffusers does."""

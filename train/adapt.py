@@ -10,6 +10,8 @@ from peft import LoraConfig
 from torch import nn
 
 from hubctl.errors import InputError
+from train.config import TrainConfig
+from train.plan import Plan
 
 ATTENTION = "attention"
 ATTENTION_CONV = "attention-conv"
@@ -62,18 +64,21 @@ def resolve_targets(
 
 
 def lora_config(
-    *, rank: int, alpha: float, targets: list[str], heads: Sequence[str] = (), seed: int
+    config: TrainConfig, plan: Plan, *, targets: list[str], heads: Sequence[str] = ()
 ) -> LoraConfig:
     """Settings of one adapter for peft; also seeds torch, from which peft draws the first weights."""
-    torch.manual_seed(seed)
+    torch.manual_seed(config.seed)
+    alpha = plan.alpha
     return LoraConfig(
-        r=rank,
+        r=plan.rank,
         # peft types it as int, but computes alpha / rank in floats.
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         target_modules=targets,
         modules_to_save=list(heads) or None,
         init_lora_weights="gaussian",
         bias="none",
+        use_dora=config.dora,
+        use_rslora=config.rslora,
     )
 
 

@@ -11,8 +11,13 @@ from hubctl.errors import InputError
 Task = Literal["text-to-image", "dreambooth", "segmentation"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
+Optimizer = Literal["adamw", "adamw8bit", "prodigy", "adafactor"]
+Schedule = Literal["cosine", "linear", "constant"]
+
 TASKS: tuple[str, ...] = get_args(Task)
 MIXED_PRECISIONS: tuple[str, ...] = get_args(MixedPrecision)
+OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +36,19 @@ class TrainConfig:
     output: Path
     """The adapter folder to make. It appears only when training has succeeded."""
     overwrite: bool = False
+    resume: bool = False
+    """Go on with the unfinished training of this output."""
+    restart: bool = False
+    """Give up the unfinished training of this output."""
 
     steps: int | None = None
     batch_size: int | None = None
+    accumulation: int = 1
+    """Batches whose gradients make one step: the images of a step are batch size times this."""
     learning_rate: float | None = None
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "cosine"
+    """How the rate goes on after its rise."""
     warmup_fraction: float = 0.05
     """Part of the steps in which the rate rises from zero."""
     weight_decay: float = 1e-2
@@ -43,10 +57,18 @@ class TrainConfig:
     resolution: int | None = None
     """Side of the square training images, in pixels."""
     mixed_precision: MixedPrecision = "auto"
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory, a third more time."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints; 0 writes one only when training is stopped."""
 
     rank: int = 16
     alpha: float | None = None
     """LoRA alpha; the rank when absent, so that the adapter's scale is 1."""
+    dora: bool = False
+    """Learn the length of each weight's columns apart from their direction (arXiv 2402.09353)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
     targets: tuple[str, ...] = ("attention",)
     """One preset of `train.adapt`, or names of the layers to adapt."""
 
@@ -73,11 +95,16 @@ class TrainConfig:
         """Check every field by itself, then the fields that belong together."""
         if self.task not in TASKS:
             raise InputError(f"unknown task {self.task!r}", hint=f"choose one of: {', '.join(TASKS)}")
-        if self.mixed_precision not in MIXED_PRECISIONS:
-            raise InputError(
-                f"mixed precision is {self.mixed_precision!r}",
-                hint=f"choose one of: {', '.join(MIXED_PRECISIONS)}",
-            )
+        choices = {
+            "mixed-precision": (self.mixed_precision, MIXED_PRECISIONS),
+            "optimizer": (self.optimizer, OPTIMIZERS),
+            "schedule": (self.schedule, SCHEDULES),
+        }
+        for name, (chosen, known) in choices.items():
+            if chosen not in known:
+                raise InputError(f"--{name} is {chosen!r}", hint=f"choose one of: {', '.join(known)}")
+        if self.resume and self.restart:
+            raise InputError("--resume goes on, --restart begins again: not both", hint="keep one of the two")
         if not self.base.strip():
             raise InputError("no base model is named", hint="name one, e.g. --base emoji-64")
         self._check_numbers()
@@ -87,6 +114,7 @@ class TrainConfig:
         at_least_one = {
             "steps": self.steps,
             "batch-size": self.batch_size,
+            "accumulate": self.accumulation,
             "rank": self.rank,
             "num-class-images": self.num_class_images,
         }
@@ -107,8 +135,12 @@ class TrainConfig:
                 raise InputError(f"--{name} is {fraction}", hint=f"give --{name} from 0 to 1")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}", hint="give --seed from 0 to 2**63 - 1")
-        if self.sample_every is not None and self.sample_every < 0:
-            raise InputError(f"--sample-every is {self.sample_every}", hint="give 0 or more steps")
+        for name, every in {
+            "sample-every": self.sample_every,
+            "checkpoint-every": self.checkpoint_every,
+        }.items():
+            if every is not None and every < 0:
+                raise InputError(f"--{name} is {every}", hint="give 0 or more steps")
         if not self.prior_weight >= 0:
             raise InputError(f"--prior-weight is {self.prior_weight}", hint="give 0 or more")
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):

@@ -57,6 +57,30 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """Training goes on after `step`."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpointed:
+    """The state after `step` is on the disk: training can go on from there."""
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stopped:
+    """Training ends here because it was asked to; the last checkpoint is whole."""
+
+    path: Path
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
     """The adapter, and its base for comparison, were measured."""
 
@@ -80,7 +104,9 @@ class Warned:
     message: str
 
 
-Event = Preparing | Started | StepDone | Sampled | Evaluated | Saved | Warned
+Event = (
+    Preparing | Started | Resumed | StepDone | Sampled | Checkpointed | Stopped | Evaluated | Saved | Warned
+)
 
 
 def event_kind(event: Event) -> str:

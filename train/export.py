@@ -8,6 +8,7 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hubctl
 from hubctl.adapter.card import CARD, Card, Sample, read_card_data, render_card
@@ -83,6 +84,23 @@ def draw_losses(losses: Sequence[float], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def identity(config: TrainConfig, plan: Plan, base: BaseModel, data_sha256: str) -> dict[str, Any]:
+    """What makes a training this one and no other, in plain JSON values: the same make the same bytes."""
+    looks = {"sample_steps", "sample_prompts", "checkpoint_every"}  # looking changes nothing
+    settings = {name: value for name, value in _settings(config, plan).items() if name not in looks}
+    return {
+        "settings": {"task": config.task, **settings},
+        "data": {"sha256": data_sha256},
+        "base": {"id": base.id, "sha256": base.sha256},
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"hubctl": hubctl.__version__, "python": platform.python_version(), **versions}
+
+
 def _manifest(outcome: Outcome) -> Manifest:
     config, plan, base = outcome.config, outcome.plan, outcome.base
     data: dict[str, object] = {
@@ -92,20 +110,20 @@ def _manifest(outcome: Outcome) -> Manifest:
     }
     if outcome.labels:
         data["labels"] = {str(number): name for number, name in outcome.labels.items()}
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return Manifest(
         task=config.task,
         base=BaseIdentity(id=base.id, commit=base.commit, sha256=base.sha256),
         data=data,
         settings=_settings(config, plan),
-        versions={"hubctl": hubctl.__version__, "python": platform.python_version(), **versions},
+        versions=_versions(),
         metrics={**outcome.evaluation.metrics, "duration_s": round(outcome.duration_s, 1)},
     )
 
 
 def _settings(config: TrainConfig, plan: Plan) -> dict[str, object]:
     """All that another training needs to come to the same weights; paths of this machine left out."""
-    private = {"base", "data", "output", "overwrite", "class_data", "task", "labels", "sample_every"}
+    private = {"base", "data", "output", "overwrite", "resume", "restart", "class_data", "task", "labels",
+               "sample_every"}  # fmt: skip
     chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in private}
     numbers = dataclasses.asdict(plan)
     numbers["resolution"] = numbers.pop("resolution_px")

@@ -4,64 +4,174 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from hubctl.errors import InputError
 from train.config import TrainConfig
-from train.events import StepDone
+from train.events import Event, StepDone, Warned
+from train.guards import Verdict, judge_step, split
+from train.optimizers import set_rate
 from train.plan import Plan, batches, learning_rate_factor, time_left_s
+from train.state import State
 from train.tasks.task import Task
 
 SPEED_WINDOW = 20
 """Steps over which the speed is averaged."""
+GOOD_STATE_EVERY = 25
+"""Steps between two copies of the state to roll back to."""
 
 
-def run_steps(task: Task, config: TrainConfig, plan: Plan, accelerator: Accelerator) -> Iterator[StepDone]:
-    """Train `task.module` in place, one event for each step.
+def run_steps(
+    task: Task, config: TrainConfig, plan: Plan, accelerator: Accelerator, state: State
+) -> Iterator[Event]:
+    """Train `task.module` in place from where `state` is: `StepDone` for each step, or `Warned`.
 
-    The caller may use the module between two steps; that time does not count as training time.
+    Between two events the state is whole: the caller may capture it, and may use the module; that time does
+    not count as training time.
 
     Raises:
-        InputError: the loss stopped being a number.
+        InputError: training diverged in spite of smaller rates, or not even one image fits into memory.
     """
-    module = accelerator.prepare(task.module)
-    optimizer = accelerator.prepare(
-        torch.optim.AdamW(task.parameter_groups(), lr=plan.learning_rate, weight_decay=config.weight_decay)
-    )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    generator = torch.Generator().manual_seed(config.seed)
-    durations_s: list[float] = []
-    order = batches(task.images, plan.batch_size, plan.steps, config.seed)
-    for step, indices in enumerate(order):
-        started_s = time.perf_counter()
-        rate = plan.learning_rate * learning_rate_factor(step, plan.steps, plan.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["rate"]
-        module.train()
-        with accelerator.autocast():
-            loss = task.loss(module, indices, generator)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise InputError(
-                f"the loss became {value} in step {step + 1}: training has diverged",
-                hint=f"train again with a lower rate: --lr {plan.learning_rate / 4:.0e}",
-            )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        durations_s = [*durations_s[1 - SPEED_WINDOW :], time.perf_counter() - started_s]
-        steps_per_s = len(durations_s) / sum(durations_s)
-        yield StepDone(
-            step=step + 1,
-            steps=plan.steps,
-            loss=value,
-            learning_rate=rate,
-            steps_per_s=steps_per_s,
-            eta_s=time_left_s(plan.steps - step - 1, steps_per_s),
-        )
+    good = state.capture()
+    durations_s: deque[float] = deque(maxlen=SPEED_WINDOW)
+    bad = 0
+    while state.progress.step < plan.steps:
+        for indices in _order(task, plan, config.seed, state.progress.step):
+            started_s = time.perf_counter()
+            try:
+                loss = _step(task, plan, config, accelerator, state, indices)
+            except RuntimeError as error:  # torch.OutOfMemoryError among them
+                yield _smaller(state, good, error)
+                break
+            durations_s.append(time.perf_counter() - started_s)
+            progress = state.progress
+            verdict = judge_step(finite=loss is not None, bad_in_a_row=bad, rollbacks=progress.rollbacks)
+            if verdict is Verdict.GO_ON and loss is not None:
+                bad = 0
+                progress.step += 1
+                progress.losses.append(loss)
+                yield _done(state, plan, loss, len(durations_s) / sum(durations_s))
+                if progress.step % GOOD_STATE_EVERY == 0 and state.is_finite():
+                    good = state.capture()
+            elif verdict is Verdict.SKIP:
+                bad += 1
+                progress.step += 1
+                yield Warned(message=f"step {progress.step} is skipped: {_blame(task, state, indices)}")
+            elif verdict is Verdict.ROLL_BACK:
+                bad = 0
+                yield _roll_back(state, good)
+                break
+            else:
+                raise InputError(
+                    f"training has diverged at step {progress.step + 1}: {_blame(task, state, indices)}",
+                    hint=f"train again with a lower rate: --lr {plan.learning_rate / 16:.0e}",
+                )
     # Takes autocast off the module again, so that it is judged and saved as others will load it.
-    accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
+
+
+def _order(task: Task, plan: Plan, seed: int, start: int) -> Iterator[tuple[int, ...]]:
+    """The examples of each step from `start` on: the same as if all before had been run."""
+    return islice(batches(task.images, plan.images_a_step, plan.steps, seed), start, None)
+
+
+def _step(
+    task: Task,
+    plan: Plan,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    state: State,
+    indices: tuple[int, ...],
+) -> float | None:
+    """One optimizer step on `indices`; its loss, or None (and nothing changed) where that is no number."""
+    progress = state.progress
+    factor = learning_rate_factor(progress.step, plan.steps, plan.warmup_steps, plan.schedule)
+    set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor)
+    state.module.train()
+    state.optimizer.zero_grad()
+    total = 0.0
+    for part in split(indices, progress.micro_batch):
+        with accelerator.autocast():
+            loss = task.loss(state.module, part, state.generator) * (len(part) / len(indices))
+        total += float(loss.detach())
+        if not math.isfinite(total):
+            return None
+        accelerator.backward(loss)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+    # In fp16 the scaler looks for such gradients itself, and needs to see them to lower its scale.
+    if accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
+        return None
+    state.optimizer.step()
+    return total
+
+
+def _done(state: State, plan: Plan, loss: float, steps_per_s: float) -> StepDone:
+    step = state.progress.step
+    return StepDone(
+        step=step,
+        steps=plan.steps,
+        loss=loss,
+        learning_rate=state.optimizer.param_groups[0]["lr"],
+        steps_per_s=steps_per_s,
+        eta_s=time_left_s(plan.steps - step, steps_per_s),
+    )
+
+
+def _roll_back(state: State, good: dict[str, Any]) -> Warned:
+    rollbacks, factor, reached = state.progress.rollbacks, state.progress.rate_factor, state.progress.step + 1
+    state.restore(good)
+    state.progress.rollbacks, state.progress.rate_factor = rollbacks + 1, factor / 2
+    return Warned(
+        message=f"the loss is no number any more at step {reached}: back to step {state.progress.step}, "
+        f"on with {factor / 2:g} of the rate"
+    )
+
+
+def _blame(task: Task, state: State, indices: tuple[int, ...]) -> str:
+    """Which images make a loss that is no number, each asked alone."""
+    state.module.eval()
+    with torch.no_grad():
+        losses = {
+            index: float(task.loss(state.module, (index,), torch.Generator().manual_seed(0)))
+            for index in dict.fromkeys(indices)
+        }
+    guilty = [task.names[index] for index, loss in losses.items() if not math.isfinite(loss)]
+    if not guilty:
+        return "the gradient of its images is no number"
+    if len(guilty) == len(losses):
+        return "the loss of all its images is no number"
+    return f"the loss of {', '.join(guilty[:3])} is no number"
+
+
+# -- memory --------------------------------------------------------------------------------------
+
+
+def _smaller(state: State, good: dict[str, Any], error: RuntimeError) -> Warned:
+    """Halve what is in memory at once, and go back to the last good state: the step may be half done.
+
+    Other errors go on their way.
+    """
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    micro_batch = state.progress.micro_batch
+    if micro_batch == 1:
+        raise InputError(
+            "not even one image fits into the device's memory",
+            hint="train at a lower --resolution, with --gradient-checkpointing, or on a larger device",
+        ) from error
+    state.restore(good)
+    state.progress.micro_batch = micro_batch // 2
+    state.optimizer.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return Warned(
+        message=f"out of memory with {micro_batch} images at once: on from step {state.progress.step} with "
+        f"{micro_batch // 2}, in twice as many parts a step"
+    )

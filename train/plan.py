@@ -36,6 +36,10 @@ class Plan:
 
     steps: int
     batch_size: int
+    """Images in memory at once."""
+    accumulation: int = 1
+    """Batches whose gradients make one step."""
+    schedule: str = "cosine"
     learning_rate: float
     warmup_steps: int
     resolution_px: int
@@ -43,6 +47,19 @@ class Plan:
     alpha: float
     sample_steps: tuple[int, ...]
     """Steps after which a sample is drawn; 0 is the untouched base."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 writes one only when training is stopped."""
+
+    @property
+    def checkpoint_steps(self) -> frozenset[int]:
+        """Steps after which the state is written: the last one too, in case saving the adapter fails."""
+        every = self.checkpoint_every
+        return frozenset({*range(every, self.steps, every), self.steps}) if every else frozenset()
+
+    @property
+    def images_a_step(self) -> int:
+        """Images that one optimizer step learns from."""
+        return self.batch_size * self.accumulation
 
 
 def make_plan(
@@ -57,6 +74,9 @@ def make_plan(
     rank: int,
     alpha: float | None,
     sample_every: int | None,
+    accumulation: int = 1,
+    schedule: str = "cosine",
+    checkpoint_every: int | None = None,
 ) -> Plan:
     """Fill what the user left open from the task's defaults for a base of this size."""
     defaults = _DEFAULTS[task, native_px <= SMALL_BASE_PX]
@@ -72,6 +92,10 @@ def make_plan(
         rank=rank,
         alpha=float(rank if alpha is None else alpha),
         sample_steps=sample_steps(steps, every),
+        accumulation=accumulation,
+        schedule=schedule,
+        # Ten by default: what is lost to a crash is a tenth at most.
+        checkpoint_every=math.ceil(steps / 10) if checkpoint_every is None else checkpoint_every,
     )
 
 
@@ -82,13 +106,20 @@ def sample_steps(steps: int, every: int) -> tuple[int, ...]:
     return tuple(sorted({*range(0, steps, every), steps}))
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
-    """Part of the peak rate used by `step` (from 0): a linear rise, then a half cosine to zero."""
+def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str = "cosine") -> float:
+    """Part of the peak rate used by `step` (from 0): a linear rise, then what `schedule` says.
+
+    `constant` stays, `linear` falls evenly to zero, `cosine` by half a cosine.
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if steps <= warmup_steps:
         return 1.0
+    if schedule == "constant":
+        return 1.0
     progress = (step - warmup_steps) / (steps - warmup_steps)
+    if schedule == "linear":
+        return 1 - progress
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 

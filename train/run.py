@@ -6,9 +6,9 @@ whole or not at all.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterator
-from pathlib import Path
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from hubctl.adapter.gate import gate
@@ -26,8 +26,21 @@ from train.dataset import (
     read_masks,
     read_subject,
 )
-from train.events import Evaluated, Event, Preparing, Sampled, Saved, Started, Warned
+from train.events import (
+    Checkpointed,
+    Evaluated,
+    Event,
+    Preparing,
+    Resumed,
+    Sampled,
+    Saved,
+    Started,
+    StepDone,
+    Stopped,
+    Warned,
+)
 from train.plan import Plan, make_plan
+from train.work import Work, refuse_other_training, work_folder
 
 if TYPE_CHECKING:
     from train.tasks.task import Setup, Task
@@ -45,10 +58,17 @@ TRAINABLE_DENOISERS = ("sd1", "sd2", "sdxl", "sd3", "flux")
 """Families for text-to-image; every segmentation model that hubctl knows is trained."""
 
 
-def train(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Generator[Event, None, None]:
+Stop = Callable[[], bool]
+"""Asked between two steps: whether to save the state and end."""
+
+
+def train(
+    config: TrainConfig, *, fetch_base: FetchBase | None = None, stop: Stop = lambda: False
+) -> Generator[Event, None, None]:
     """Train one adapter; `fetch_base` brings bases that are neither embedded nor a folder.
 
-    Closing the iterator early stops the training and leaves nothing behind.
+    When `stop` answers yes, the last event is `Stopped`, and the same call with `resume` goes on as if
+    nothing had happened. Closing the iterator early leaves what the last checkpoint holds, or nothing.
 
     Raises:
         HubctlError: of the class that fits the fault: the base, the data, the output folder.
@@ -57,27 +77,39 @@ def train(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Genera
     _check_task(config, base)
     data = _read_data(config)
     plan = _plan(config, base)
-    with new_folder(config.output, overwrite=config.overwrite) as folder:
-        yield from _train_into(folder, config, plan, base, data)
-    weights = next(config.output.glob("*.safetensors"))
-    yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+    held = work_folder(
+        config.output, overwrite=config.overwrite, resume=config.resume, restart=config.restart
+    )
+    with held as work:
+        yield from _train_in(work, config, plan, base, data, stop)
 
 
-def _train_into(
-    folder: Path, config: TrainConfig, plan: Plan, base: BaseModel, data: Data
+def _train_in(
+    work: Work, config: TrainConfig, plan: Plan, base: BaseModel, data: Data, stop: Stop
 ) -> Iterator[Event]:
     yield Preparing(stage="loading torch")
     tune_cpu()
     # Only now: torch and its friends take seconds to import, and read the environment once.
     from train import export, loop
     from train.devices import open_accelerator
+    from train.optimizers import open_optimizer
+    from train.state import Clock, State, read_state, write_state
     from train.tasks.task import Setup
 
-    started_s = time.perf_counter()
+    identity = export.identity(config, plan, base, data.sha256)
+    captured = None
+    if config.resume:
+        captured, then = read_state(work.checkpoint)
+        refuse_other_training(json.loads(json.dumps(identity)), then)
     accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
     yield Preparing(stage=f"loading {base.id}, encoding the data")
     setup = Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=frozen_dtype)
     task = _open_task(setup, data)
+    optimizer = open_optimizer(task.parameter_groups(), config, plan)
+    state = State(task.module, optimizer, accelerator, plan, config.seed)
+    if captured:
+        state.restore(captured)
+    clock = Clock(state.progress.elapsed_s)
     trainable = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
     yield Started(
         task=config.task,
@@ -98,21 +130,28 @@ def _train_into(
             message=f"trained at {plan.resolution_px} px, but {base.id} is served at its own "
             f"{native_px(base.path)} px: expect worse masks than the figures say"
         )
-    samples = folder / export.SAMPLES
-    if plan.sample_steps:
-        samples.mkdir()
-        yield Sampled(path=task.sample(0, samples), step=0)
-    losses = []
-    for done in loop.run_steps(task, config, plan, accelerator):
-        losses.append(done.loss)
-        yield done
-        if done.step in plan.sample_steps:
-            yield Sampled(path=task.sample(done.step, samples), step=done.step)
+    if captured:
+        yield Resumed(step=state.progress.step)
+    elif plan.sample_steps:
+        yield Sampled(path=task.sample(0, work.samples), step=0)
+    for event in loop.run_steps(task, config, plan, accelerator, state):
+        yield event
+        if not isinstance(event, StepDone):
+            continue
+        if event.step in plan.sample_steps:
+            yield Sampled(path=task.sample(event.step, work.samples), step=event.step)
+        stopped = stop() and event.step < plan.steps
+        # The finite are kept: one update can spoil weights whose loss was still a number.
+        if (stopped or event.step in plan.checkpoint_steps) and state.is_finite():
+            state.progress.elapsed_s = clock.elapsed_s()
+            write_state(work.checkpoint, state.capture(), identity)
+            yield Checkpointed(path=work.checkpoint, step=event.step)
+        if stopped:
+            yield Stopped(path=work.folder, step=event.step, steps=plan.steps)
+            return
     yield Preparing(stage="judging the adapter")
     evaluation = task.evaluate()
     yield Evaluated(metrics=evaluation.metrics, split=evaluation.split)
-    task.save(folder)
-    export.settle_header(next(folder.glob("*.safetensors")))
     outcome = export.Outcome(
         config=config,
         plan=plan,
@@ -121,15 +160,23 @@ def _train_into(
         held_out_images=task.held_out_images,
         data_sha256=data.sha256,
         labels=data.labels if isinstance(data, MaskData) else {},
-        losses=losses,
+        losses=state.progress.losses,
         evaluation=evaluation,
         prompts=task.prompts,
-        duration_s=time.perf_counter() - started_s,
+        duration_s=clock.elapsed_s(),
         device=str(accelerator.device),
     )
-    export.write_papers(folder, config.output.resolve().name, outcome)
-    # The same gate as before push and in the server: what we made must pass it.
-    gate(folder, base)
+    with new_folder(config.output, overwrite=config.overwrite) as folder:
+        task.save(folder)
+        export.settle_header(next(folder.glob("*.safetensors")))
+        if plan.sample_steps:
+            shutil.copytree(work.samples, folder / export.SAMPLES, ignore=shutil.ignore_patterns("looks"))
+        export.write_papers(folder, config.output.resolve().name, outcome)
+        # The same gate as before push and in the server: what we made must pass it.
+        gate(folder, base)
+    work.finished()
+    weights = next(config.output.glob("*.safetensors"))
+    yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
 
 
 def _check_task(config: TrainConfig, base: BaseModel) -> None:
@@ -167,6 +214,9 @@ def _plan(config: TrainConfig, base: BaseModel) -> Plan:
         rank=config.rank,
         alpha=config.alpha,
         sample_every=config.sample_every,
+        accumulation=config.accumulation,
+        schedule=config.schedule,
+        checkpoint_every=config.checkpoint_every,
     )
 
 

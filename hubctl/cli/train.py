@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hubctl.cli.output import Output, human_bytes, json_option
+from hubctl.cli.output import Output, Progress, human_bytes, json_option
 
 if TYPE_CHECKING:
     from hubctl.base_models import FetchBase
@@ -32,16 +35,29 @@ def _common(command: F) -> F:
         click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Adapter folder to make."),
         click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there."),
         click.option("--steps", type=int, help="Optimizer steps.  [default: by task and base]"),
-        click.option("--batch-size", type=int, help="Images a step.  [default: by task and base]"),
+        click.option("--resume", is_flag=True, help="Go on with a training that was stopped."),
+        click.option("--restart", is_flag=True, help="Give up a training that was stopped, and begin again."),
+        click.option("--batch-size", type=int, help="Images at once.  [default: by task and base]"),
+        click.option("--accumulate", "accumulation", type=int, default=1, show_default=True,
+                     metavar="BATCHES", help="Batches whose gradients make one step."),
         click.option("--lr", "learning_rate", type=float, help="Peak rate.  [default: by task and base]"),
+        click.option("--schedule", type=click.Choice(["cosine", "linear", "constant"]), default="cosine",
+                     show_default=True, help="How the rate goes on after its rise."),
+        click.option("--optimizer", default="adamw", show_default=True,
+                     type=click.Choice(["adamw", "adamw8bit", "prodigy", "adafactor"])),
         click.option("--rank", type=int, default=16, show_default=True, help="LoRA rank."),
         click.option("--alpha", type=float, help="LoRA alpha.  [default: the rank]"),
+        click.option("--dora", is_flag=True, help="Weight-decomposed LoRA: slower, sometimes better."),
+        click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
         click.option("--targets", default="attention", show_default=True, metavar="PRESET|NAMES",
                      help="Layers to adapt: attention, attention-conv, all-linear, or names with commas."),
         click.option("--resolution", type=int, metavar="PX", help="Side of the images.  [default: the base]"),
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights."),
         click.option("--mixed-precision", type=precisions, default="auto", show_default=True,
                      help="auto: half precision on a GPU, none on a CPU."),
+        click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
+        click.option("--checkpoint-every", type=int, metavar="STEPS",
+                     help="Save the state this often; 0 only when stopped.  [default: ten times]"),
         click.option("--sample-every", type=int, metavar="STEPS",
                      help="Draw samples this often; 0 for never.  [default: twice]"),
         json_option,
@@ -131,19 +147,45 @@ def segmentation(out: Output, **settings: Any) -> None:
 
 def _run(out: Output, *, base: str, targets: str, **settings: Any) -> None:
     from train.config import TrainConfig
+    from train.events import Started, Stopped
     from train.run import train as run_training
 
     # Libraries warn their developers of changes to come; who types a command cannot act on that.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # A polite kill ends a training as Ctrl-C does: the working folder goes with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     names = tuple(name.strip() for name in targets.split(","))
     config = TrainConfig(base=base, targets=names, **settings)
-    with closing(run_training(config, fetch_base=_fetch_for(base))) as events:
-        if out.json:
-            _report_json(out, events)
-        else:
-            _report(out, events)
+    ask = _Ask(out)
+    # A polite kill ends a training as Ctrl-C does.
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, ask.hear)
+    stopped = False
+    with closing(run_training(config, fetch_base=_fetch_for(base), stop=ask.heard)) as events:
+        for event in _reported(out, events):
+            ask.patient = ask.patient or isinstance(event, Started)
+            if isinstance(event, Stopped):
+                stopped = True
+                again = [word for word in sys.argv[1:] if word != "--resume"]
+                out.note(f"stopped after step {event.step} of {event.steps}; nothing is lost")
+                out.note(f"  next: {shlex.join(['hubctl', *again, '--resume'])}")
+    if stopped:
+        raise SystemExit(130)
+
+
+class _Ask:
+    """Ctrl-C: the first one asks training to save and end, where it is far enough; the next ends at once."""
+
+    def __init__(self, out: Output) -> None:
+        self._out, self._asked = out, False
+        self.patient = False
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        if self._asked or not self.patient:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._out.note("stopping after this step, which is saved; Ctrl-C again ends at once ...")
+
+    def heard(self) -> bool:
+        return self._asked
 
 
 def _fetch_for(base: str) -> FetchBase | None:
@@ -158,54 +200,50 @@ def _fetch_for(base: str) -> FetchBase | None:
     return partial(pull_base, connect())
 
 
-def _report_json(out: Output, events: Iterator[Event]) -> None:
+def _reported(out: Output, events: Iterator[Event]) -> Iterator[Event]:
+    """Show each event as it passes: as a JSON line, or for people."""
     from train.events import event_data, event_kind
 
+    if not out.json:
+        yield from _shown(out, events)
+        return
     for event in events:
         out.event(event_kind(event), event_data(event))
+        yield event
 
 
-def _report(out: Output, events: Iterator[Event]) -> None:
-    from train.events import Evaluated, Preparing, Sampled, Saved, Started, StepDone, Warned
+def _shown(out: Output, events: Iterator[Event]) -> Iterator[Event]:
+    from train.events import Evaluated, Preparing, Resumed, Sampled, Saved, Started, StepDone, Warned
 
-    for event in events:
-        match event:
-            case Preparing():
-                out.note(f"{event.stage} ...")
-            case Started():
-                out.note(_described(event))
-                _report_steps(out, event, events)
-            case Evaluated():
-                for name, value in event.metrics.items():
-                    out.note(f"  {name.replace('_', ' ')}: {value:.4f} ({event.split} images)")
-            case Saved():
-                out.result(
-                    {"adapter": str(event.path), "weights_bytes": event.weights_bytes},
-                    text=f"{event.path}: {human_bytes(event.weights_bytes)} of weights, with a card",
-                    quiet="adapter",
-                )
-                out.note(f"  next: hubctl push {event.path}")
-            case Warned():
-                out.warn(event.message)
-            case Sampled() | StepDone():
-                pass  # shown by the progress bar
-
-
-def _report_steps(out: Output, started: Started, events: Iterator[Event]) -> None:
-    """Show the steps as one bar; returns after the last."""
-    from train.events import Sampled, StepDone, Warned
-
-    with out.progress(started.steps, "training") as bar:
+    with ExitStack() as steps:
+        bar: Progress | None = None
         for event in events:
             match event:
-                case StepDone():
+                case Preparing():
+                    steps.close()
+                    out.note(f"{event.stage} ...")
+                case Started():
+                    out.note(_described(event))
+                    bar = steps.enter_context(out.progress(event.steps, "training"))
+                case Resumed():
+                    out.note(f"going on after step {event.step}")
+                case StepDone() if bar:
                     bar.update(event.step, loss=event.loss, rate=event.learning_rate)
-                    if event.step == event.steps:
-                        return
-                case Sampled():
+                case Sampled() if bar:
                     bar.update(samples=event.step)
+                case Evaluated():
+                    for name, value in event.metrics.items():
+                        out.note(f"  {name.replace('_', ' ')}: {value:.4f} ({event.split} images)")
+                case Saved():
+                    out.result(
+                        {"adapter": str(event.path), "weights_bytes": event.weights_bytes},
+                        text=f"{event.path}: {human_bytes(event.weights_bytes)} of weights, with a card",
+                        quiet="adapter",
+                    )
+                    out.note(f"  next: hubctl push {event.path}")
                 case Warned():
                     out.warn(event.message)
+            yield event
 
 
 def _described(started: Started) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.conftest import Trained
+
 
 def hubctl(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -58,7 +60,7 @@ def test_a_training_as_json_lines_and_a_taken_folder(
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events if event["event"] != "preparing"] == [
-        "started", "step_done", "step_done", "evaluated", "saved",
+        "started", "step_done", "checkpointed", "step_done", "checkpointed", "evaluated", "saved",
     ]  # fmt: skip
     assert events[-1]["path"] == str(tmp_path / "out")
     # Libraries keep quiet: nothing stands between the lines of a program that reads both streams.
@@ -68,19 +70,26 @@ def test_a_training_as_json_lines_and_a_taken_folder(
     assert json.loads(again.stderr)["error"]["type"] == "ConflictError"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_leaves_nothing(
-    how: signal.Signals, tmp_path: Path, diffusion_base: Path, captioned: Path
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_training_goes_on_to_the_same_bytes(
+    how: signal.Signals, tmp_path: Path, style: Trained
 ) -> None:
-    folder = tmp_path / "work"
-    folder.mkdir()
+    config = style.config
+    output = tmp_path / "work" / "out"
+    output.parent.mkdir()
     command = [
-        sys.executable, "-m", "hubctl", "train", "text-to-image", "--base", diffusion_base,
-        "--data", captioned, "--output", folder / "out", "--steps", "100000",
-        "--sample-every", "0", "--rank", "2", "--json",
+        sys.executable, "-m", "hubctl", "train", "text-to-image", "--base", str(config.base),
+        "--data", str(config.data), "--steps", "60", "--lr", "0.001", "--batch-size", "4", "--rank", "4",
+        "--sample-every", "0", "--checkpoint-every", "5",
     ]  # fmt: skip
+    whole = subprocess.run(
+        [*command, "--output", str(tmp_path / "whole")],
+        text=True, capture_output=True, check=False, env=environment(tmp_path),
+    )  # fmt: skip
+    assert whole.returncode == 0, whole.stderr
+    command += ["--output", str(output)]
     with subprocess.Popen(
-        [*map(str, command)],
+        [*command, "--json"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -88,10 +97,23 @@ def test_a_stopped_training_leaves_nothing(
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if json.loads(line)["event"] == "step_done":
+            if json.loads(line).get("step") == 7:
                 break
-        assert list(folder.iterdir())
         process.send_signal(how)
-        process.stdout.read()
-        assert process.wait() == 130
-    assert list(folder.iterdir()) == []
+        rest = [json.loads(line) for line in process.stdout]
+        code = process.wait()
+    if how is not signal.SIGKILL:
+        assert code == 130
+        assert rest[-1]["event"] == "stopped"
+    assert not output.exists()
+    refused = subprocess.run(command, text=True, capture_output=True, check=False, env=environment(tmp_path))
+    assert refused.returncode == 7
+    assert "--resume" in refused.stderr
+    done = subprocess.run(
+        [*command, "--resume"], text=True, capture_output=True, check=False, env=environment(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stderr
+    name = "pytorch_lora_weights.safetensors"
+    assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [path.name for path in output.parent.iterdir()] == ["out"]

@@ -41,7 +41,7 @@ def test_the_defaults_are_sound_and_frozen() -> None:
         ({"resolution": 63}, "--resolution is 63"),
         ({"caption_dropout": 1.5}, "--caption-dropout is 1.5"),
         ({"sample_every": -5}, "--sample-every is -5"),
-        ({"mixed_precision": "int4"}, "mixed precision is 'int4'"),
+        ({"mixed_precision": "int4"}, "--mixed-precision is 'int4'"),
         ({"targets": ("attention", "")}, "no layer to adapt is named"),
         ({"instance_prompt": "a dog"}, "text-to-image takes its captions from the data folder"),
         ({"task": "dreambooth"}, "dreambooth needs the prompt that names your subject"),

@@ -1,4 +1,4 @@
-"""Every family that can be trained: a tiny base of each, a short training, and the stock libraries' reload."""
+"""Every family that can be trained: a tiny base of each, a short training, a reload by stock libraries."""
 
 from __future__ import annotations
 

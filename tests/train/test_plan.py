@@ -108,6 +108,7 @@ def test_what_the_user_says_stands() -> None:
         rank=8,
         alpha=2.0,
         sample_steps=(0, 5, 7),
+        checkpoint_every=1,
     )
 
 

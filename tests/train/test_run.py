@@ -20,6 +20,7 @@ from tests.train import tiny
 from tests.train.conftest import Trained, run
 from train.config import TrainConfig
 from train.events import (
+    Checkpointed,
     Evaluated,
     Preparing,
     Sampled,
@@ -59,10 +60,12 @@ def logits_of(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_events_tell_the_whole_story(style: Trained) -> None:
-    kinds = [type(event) for event in style.events if not isinstance(event, Preparing)]
+    kinds = [type(event) for event in style.events if not isinstance(event, Preparing | Checkpointed)]
     assert kinds == [
         Started, Sampled, StepDone, StepDone, Sampled, StepDone, Sampled, Evaluated, Saved,
     ]  # fmt: skip
+    saved = [event.step for event in style.events if isinstance(event, Checkpointed)]
+    assert saved == [1, 2, 3]
     steps = [event for event in style.events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [1, 2, 3]
     assert steps[-1].eta_s == 0
@@ -118,7 +121,9 @@ def test_the_loaded_adapter_is_the_trained_module(
     from train.dataset import read_captions
     from train.devices import open_accelerator
     from train.loop import run_steps
+    from train.optimizers import open_optimizer
     from train.plan import make_plan
+    from train.state import State
     from train.tasks.task import Setup
     from train.tasks.text_to_image import TextToImage
 
@@ -132,7 +137,10 @@ def test_the_loaded_adapter_is_the_trained_module(
     setup = Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=dtype)
     task = TextToImage(setup, read_captions(captioned))
     untrained = denoise(task.module)
-    assert len(list(run_steps(task, config, plan, accelerator))) == 3
+    state = State(
+        task.module, open_optimizer(task.parameter_groups(), config, plan), accelerator, plan, config.seed
+    )
+    assert len(list(run_steps(task, config, plan, accelerator, state))) == 3
     trained = denoise(task.module)
     task.save(tmp_path)
     pipeline = pipeline_at(diffusion_base)
@@ -383,19 +391,23 @@ def left_in(folder: Path) -> list[str]:
 
 
 def test_a_training_that_diverges_leaves_nothing(tmp_path: Path, style: Trained) -> None:
-    config = dataclasses.replace(style.config, output=tmp_path / "out", learning_rate=1e30, steps=10)
+    config = dataclasses.replace(
+        style.config, output=tmp_path / "out", learning_rate=1e30, steps=10, checkpoint_every=0
+    )
     with pytest.raises(InputError, match="training has diverged") as caught:
         run(config)
     assert "--lr" in (caught.value.hint or "")
     assert left_in(tmp_path) == []
 
 
-def test_a_training_that_is_stopped_leaves_nothing(tmp_path: Path, style: Trained) -> None:
-    events = train(dataclasses.replace(style.config, output=tmp_path / "out"))
+def test_a_training_that_is_closed_before_its_first_checkpoint_leaves_nothing(
+    tmp_path: Path, style: Trained
+) -> None:
+    events = train(dataclasses.replace(style.config, output=tmp_path / "out", checkpoint_every=0))
     for event in events:
         if isinstance(event, StepDone):
             break
-    assert len(left_in(tmp_path)) == 1
+    assert left_in(tmp_path) == ["out.training"]
     events.close()
     assert left_in(tmp_path) == []
 
@@ -404,7 +416,7 @@ def test_an_adapter_that_is_there_is_kept_until_the_new_one_is_whole(tmp_path: P
     output = tmp_path / "out"
     output.mkdir()
     (output / "mine.txt").write_text("precious")
-    config = dataclasses.replace(style.config, output=output, sample_every=0)
+    config = dataclasses.replace(style.config, output=output, sample_every=0, checkpoint_every=0)
     with pytest.raises(ConflictError):
         run(config)
     broken = dataclasses.replace(config, overwrite=True, learning_rate=1e30, steps=10)

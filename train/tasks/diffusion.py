@@ -20,7 +20,7 @@ from hubctl.modeling.pipelines import load_pipeline
 from train.adapt import lora_config, resolve_targets, trained_in_float32
 from train.dataset import open_image, square
 from train.tasks.denoisers import DENOISERS, Conditions, join, no_text, take
-from train.tasks.grid import chosen_looks, draw_grid
+from train.tasks.grid import draw_looks
 from train.tasks.task import Setup
 
 if TYPE_CHECKING:
@@ -61,14 +61,12 @@ class Diffusion:
         self.pipeline = _load(setup, self._kind.large_encoders)
         self.denoiser: Any = getattr(self.pipeline, family.denoiser)
         targets = resolve_targets(self.denoiser, setup.config.targets, default_targets=family.default_targets)
-        plan = setup.plan
-        self.denoiser.add_adapter(
-            lora_config(rank=plan.rank, alpha=plan.alpha, targets=targets, seed=setup.config.seed)
-        )
+        self.denoiser.add_adapter(lora_config(setup.config, setup.plan, targets=targets))
+        if setup.config.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
         trained_in_float32(self.denoiser)
         self.noise = self._kind.noise(self.pipeline.scheduler.config, setup.base.id)
         self.no_text = no_text(self._kind.encode, self.pipeline, setup.device)
-        self._columns: list[tuple[str, list[Image.Image]]] = []
 
     # -- encoding, once --------------------------------------------------------------------
 
@@ -190,14 +188,9 @@ class Diffusion:
     def sample(self, step: int, prompts: Sequence[str], conditions: Conditions, folder: Path) -> Path:
         """Add a column to the grid of samples: the base for step 0, then the adapter as it grows."""
         pictures = self.draw(conditions, seed=self.setup.config.seed)
-        self._columns.append((f"step {step}" if step else "base", pictures))
         for number, picture in enumerate(pictures, start=1):
             picture.save(folder / f"sample-{number}.png")
-        columns = [self._columns[look] for look in chosen_looks(len(self._columns))]
-        rows = [[column[row] for _, column in columns] for row in range(len(prompts))]
-        path = folder / "grid.png"
-        draw_grid(prompts, [title for title, _ in columns], rows).save(path)
-        return path
+        return draw_looks(folder, step, pictures, prompts, untrained="base")
 
     def _cast(self, conditions: Conditions) -> Conditions:
         return {name: value.to(self.setup.frozen_dtype) for name, value in conditions.items()}

@@ -29,6 +29,7 @@ class DreamBooth:
         self.diffusion = Diffusion(setup)
         self.module: nn.Module = self.diffusion.denoiser
         self.images, self.held_out_images = len(data.images), 0
+        self.names: Sequence[str] = [path.name for path in data.images]
         self._latents = self.diffusion.encode_images(data.images)
         instance_prompt = config.instance_prompt or ""
         self._text = self.diffusion.encode_prompts([instance_prompt])

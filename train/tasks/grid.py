@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -19,6 +20,36 @@ def chosen_looks(count: int) -> list[int]:
     if count <= MAX_LOOKS:
         return list(range(count))
     return [round(place * (count - 1) / (MAX_LOOKS - 1)) for place in range(MAX_LOOKS)]
+
+
+def draw_looks(
+    folder: Path,
+    step: int,
+    pictures: Sequence[Image.Image],
+    rows: Sequence[str],
+    *,
+    untrained: str,
+    before: Sequence[tuple[str, Sequence[Image.Image]]] = (),
+) -> Path:
+    """Add the look at `step` to those that `folder` keeps, and draw all as columns of `grid.png`; its path.
+
+    Looks are kept as files, so that a training that was stopped goes on with the same picture. Step 0 is
+    titled `untrained`; columns `before` stand to the left.
+    """
+    look = folder / "looks" / f"{step:08}"
+    look.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        picture.save(look / f"{number:04}.png")
+    taken = sorted(look.parent.iterdir())
+    columns = list(before)
+    for path in (taken[place] for place in chosen_looks(len(taken))):
+        number = int(path.name)
+        drawn = [Image.open(file) for file in sorted(path.iterdir())]
+        columns.append((f"step {number}" if number else untrained, drawn))
+    table = [[column[row] for _, column in columns] for row in range(len(rows))]
+    grid = folder / "grid.png"
+    draw_grid(rows, [title for title, _ in columns], table).save(grid)
+    return grid
 
 
 def draw_grid(

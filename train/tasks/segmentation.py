@@ -23,7 +23,7 @@ from train.adapt import head_name, lora_config, resolve_targets, trained_in_floa
 from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
 from train.evaluate import confusion, labels_at
 from train.scores import best_mapping, mapped, scores
-from train.tasks.grid import chosen_looks, draw_grid
+from train.tasks.grid import draw_looks
 from train.tasks.task import Evaluation, Setup
 
 SAMPLES = 4
@@ -43,6 +43,7 @@ class Segmentation:
         self._setup, self._data = setup, data
         self.prompts: Sequence[str] = ()
         self.images, self.held_out_images = len(data.train), len(data.test)
+        self.names: Sequence[str] = [item.path.name for item in data.train]
         # A new head starts at random; the seed makes it the same each time.
         torch.manual_seed(setup.config.seed)
         model: Any = load_segmenter(setup.base.path, data.labels)
@@ -54,9 +55,7 @@ class Segmentation:
             heads=heads,
         )
         plan = setup.plan
-        config = lora_config(
-            rank=plan.rank, alpha=plan.alpha, targets=targets, heads=heads, seed=setup.config.seed
-        )
+        config = lora_config(setup.config, plan, targets=targets, heads=heads)
         config.base_model_name_or_path = setup.base.id
         config.revision = setup.base.commit
         self.module: nn.Module = get_peft_model(model.to(setup.frozen_dtype), config)
@@ -65,7 +64,6 @@ class Segmentation:
         self._mean, self._std = normalisation(setup.base.path)
         self._pictures = load_pictures([item.path for item in data.train], plan.resolution_px)
         self._masks = torch.stack([self._load_mask(item.mask) for item in data.train])
-        self._columns: list[tuple[str, list[Image.Image]]] = []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Adapter and head, each with its own factor on the rate."""
@@ -99,14 +97,9 @@ class Segmentation:
             overlay(picture, labels_at(scores, picture.size[::-1]).numpy().astype(np.uint8))
             for picture, scores in zip(pictures, logits.float().cpu(), strict=True)
         ]
-        self._columns.append((f"step {step}" if step else "new head", drawn))
-        looks = [self._columns[look] for look in chosen_looks(len(self._columns))]
-        columns = [("picture", pictures), ("truth", truth), *looks]
-        rows = [[column[row] for _, column in columns] for row in range(len(items))]
-        path = folder / "grid.png"
-        titles = [title for title, _ in columns]
-        draw_grid([item.path.stem for item in items], titles, rows).save(path)
-        return path
+        names = [item.path.stem for item in items]
+        before = [("picture", pictures), ("truth", truth)]
+        return draw_looks(folder, step, drawn, names, untrained="new head", before=before)
 
     def evaluate(self) -> Evaluation:
         """Adapter and base on the held-out images, or on the training images where none are held out."""

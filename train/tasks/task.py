@@ -45,6 +45,8 @@ class Task(Protocol):
     """The adapted base; the loop trains its parameters that require a gradient."""
     images: int
     """How many training images there are."""
+    names: Sequence[str]
+    """What people call each of them: its file."""
     held_out_images: int
     prompts: Sequence[str]
     """What the samples show; empty when no prompt makes them."""
@@ -56,7 +58,7 @@ class Task(Protocol):
         """Mean loss (a scalar) over the training images `indices`; `module` as the loop wrapped it."""
 
     def sample(self, step: int, folder: Path) -> Path:
-        """Draw the adapter as it is now into a picture in `folder`; return its path."""
+        """Draw the adapter as it is now into `folder`, beside earlier looks; return the picture of all."""
 
     def evaluate(self) -> Evaluation:
         """Measure the adapter against its base."""

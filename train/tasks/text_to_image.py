@@ -24,6 +24,7 @@ class TextToImage:
         self.diffusion = Diffusion(setup)
         self.module: nn.Module = self.diffusion.denoiser
         self.images, self.held_out_images = len(data.train), len(data.test)
+        self.names: Sequence[str] = [item.path.name for item in data.train]
         self._dropout = setup.config.caption_dropout
         self._latents = self.diffusion.encode_images([item.path for item in data.train])
         captions = [item.caption for item in data.train]

@@ -1,0 +1,188 @@
+"""Stopping, going on, and steps that go wrong: with real tiny trainings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hubctl.errors import InputError, IntegrityError, NotFoundError
+from tests.train.conftest import Trained, run
+from train.config import TrainConfig
+from train.events import Checkpointed, Event, Resumed, Sampled, StepDone, Stopped, Warned
+from train.run import train
+from train.work import refuse_other_training
+
+
+def stopped_at(config: TrainConfig, step: int) -> tuple[Event, ...]:
+    """A training that is asked to stop after `step`."""
+    done: list[Event] = []
+    for event in train(config, stop=lambda: sum(isinstance(e, StepDone) for e in done) >= step):
+        done.append(event)
+    return tuple(done)
+
+
+def weights(folder: Path) -> bytes:
+    return next(folder.glob("*.safetensors")).read_bytes()
+
+
+@pytest.mark.parametrize("task", ["style", "subject", "trimap"])
+@pytest.mark.parametrize("changes", [{}, {"dora": True, "accumulation": 2, "optimizer": "adafactor"}])
+def test_half_and_half_is_the_whole_bitwise(
+    task: str, changes: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    trained: Trained = request.getfixturevalue(task)
+    config = dataclasses.replace(
+        trained.config, steps=12, batch_size=3, sample_every=4, checkpoint_every=0, **changes
+    )
+    whole = dataclasses.replace(config, output=tmp_path / "whole")
+    run(whole)
+    halves = dataclasses.replace(config, output=tmp_path / "halves")
+    first = stopped_at(halves, 6)
+    assert isinstance(first[-1], Stopped)
+    assert isinstance(first[-2], Checkpointed)
+    assert not halves.output.exists()
+    # Whatever else happened in between.
+    torch.manual_seed(99)
+    second = run(dataclasses.replace(halves, resume=True))
+    assert [event.step for event in second.events if isinstance(event, Resumed)] == [6]
+    assert [event.step for event in second.events if isinstance(event, StepDone)] == [*range(7, 13)]
+    assert weights(halves.output) == weights(whole.output)
+    for picture in ("loss.png", "samples/grid.png"):
+        assert (halves.output / picture).read_bytes() == (whole.output / picture).read_bytes()
+    assert not list((halves.output / "samples").glob("looks"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["halves", "whole"]
+
+
+def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", steps=6)
+    stopped_at(config, 2)
+    with pytest.raises(InputError, match="rank was 4, now 8") as caught:
+        run(dataclasses.replace(config, resume=True, rank=8))
+    assert "--restart" in (caught.value.hint or "")
+    # What only looks may change, and the training is still there.
+    run(dataclasses.replace(config, resume=True, sample_every=0))
+
+
+def test_other_versions_are_named() -> None:
+    now: dict[str, Any] = {"settings": {}, "data": {}, "base": {}, "versions": {"torch": "2", "peft": "1"}}
+    refuse_other_training(now, now)
+    with pytest.raises(InputError, match=r"torch 1 \(now 2\)") as caught:
+        refuse_other_training(now, now | {"versions": {"torch": "1", "peft": "1"}})
+    assert "torch==1" in (caught.value.hint or "")
+
+
+def test_a_broken_checkpoint_is_named(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", steps=6)
+    with pytest.raises(NotFoundError, match="no unfinished training"):
+        run(dataclasses.replace(config, resume=True))
+    stopped_at(config, 2)
+    checkpoint = tmp_path / "out.training" / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    for broken in (b"", b"nonsense", whole[: len(whole) // 2]):
+        checkpoint.write_bytes(broken)
+        with pytest.raises(IntegrityError, match="not a whole checkpoint"):
+            run(dataclasses.replace(config, resume=True))
+    run(dataclasses.replace(config, restart=True))
+
+
+# -- steps that go wrong -------------------------------------------------------------------------
+
+
+def spoilt(config: TrainConfig, image: str | None, largest_batch: int | None = None) -> Iterator[Event]:
+    """A training whose loss is NaN where `image` is in, on a device for `largest_batch` images."""
+    from hubctl.base_models import locate_base
+    from train.dataset import read_captions
+    from train.devices import open_accelerator
+    from train.loop import run_steps
+    from train.optimizers import open_optimizer
+    from train.run import _plan
+    from train.state import State
+    from train.tasks.task import Setup
+    from train.tasks.text_to_image import TextToImage
+
+    class Spoilt(TextToImage):
+        def loss(self, module: Any, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+            if largest_batch and len(indices) > largest_batch:
+                raise torch.OutOfMemoryError("out of memory")
+            loss = super().loss(module, indices, generator)
+            return loss * torch.nan if image in [self.names[index] for index in indices] else loss
+
+    accelerator, dtype = open_accelerator("no")
+    base = locate_base(config.base)
+    plan = _plan(config, base)
+    task = Spoilt(
+        Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=dtype),
+        read_captions(config.data),
+    )
+    optimizer = open_optimizer(task.parameter_groups(), config, plan)
+    state = State(task.module, optimizer, accelerator, plan, config.seed)
+    yield from run_steps(task, config, plan, accelerator, state)
+    assert state.is_finite()
+
+
+def test_an_image_that_spoils_the_loss_is_named_and_its_steps_are_skipped(style: Trained) -> None:
+    config = dataclasses.replace(style.config, steps=8, batch_size=1)
+    events = [*spoilt(config, "2.png")]
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert len(warned) == 2  # four images, eight steps
+    assert all("2.png" in message or "all its images" in message for message in warned)
+    assert len([event for event in events if isinstance(event, StepDone)]) == 6
+    named = [*spoilt(dataclasses.replace(config, steps=2, batch_size=2), "2.png")]
+    assert any("the loss of 2.png is no number" in e.message for e in named if isinstance(e, Warned))
+
+
+def test_what_is_bad_for_good_goes_back_and_then_gives_up(style: Trained) -> None:
+    config = dataclasses.replace(style.config, steps=40, batch_size=4)
+    events: list[Event] = []
+    with pytest.raises(InputError, match="training has diverged"):
+        events.extend(spoilt(config, "2.png"))
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    back = [message for message in warned if "back to step 0" in message]
+    assert len(back) == 3
+    assert "0.125 of the rate" in back[-1]
+
+
+def test_what_does_not_fit_into_memory_is_cut_smaller(style: Trained) -> None:
+    config = dataclasses.replace(style.config, steps=3, batch_size=4)
+    events = [*spoilt(config, None, largest_batch=1)]
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert [message.partition(":")[0] for message in warned] == [
+        "out of memory with 4 images at once", "out of memory with 2 images at once",
+    ]  # fmt: skip
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
+    with pytest.raises(RuntimeError, match="something else"):
+        [*failing(config)]
+
+
+def failing(config: TrainConfig) -> Iterator[Event]:
+    from train.loop import _smaller
+
+    yield _smaller(None, {}, RuntimeError("something else"))  # type: ignore[arg-type]
+
+
+def test_parts_of_a_step_come_to_the_same_as_the_whole(tmp_path: Path, style: Trained) -> None:
+    """Gradients add up: without noise of their own, four at once are twice two."""
+    from train.plan import make_plan
+
+    settings = dict(
+        task="text-to-image", native_px=32, steps=2, learning_rate=1e-3, resolution=None,
+        warmup_fraction=0, rank=4, alpha=4, sample_every=0,
+    )  # fmt: skip
+    plan = make_plan(batch_size=2, accumulation=2, **settings)  # type: ignore[arg-type]
+    assert plan.images_a_step == 4
+    config = dataclasses.replace(style.config, output=tmp_path / "out", batch_size=2, accumulation=2, steps=2)
+    losses = [event.loss for event in run(config).events if isinstance(event, StepDone)]
+    assert len(losses) == 2
+
+
+def test_samples_go_on_in_the_same_grid(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", steps=6, sample_every=2)
+    first = stopped_at(config, 3)
+    second = run(dataclasses.replace(config, resume=True))
+    drawn = [event.step for event in (*first, *second.events) if isinstance(event, Sampled)]
+    assert drawn == [0, 2, 4, 6]

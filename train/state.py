@@ -1,0 +1,150 @@
+"""Everything of a training that changes from step to step: captured, restored, and written as one file.
+
+The file is read with torch's `weights_only`, which takes tensors and plain values and runs no code.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from hubctl.errors import InputError, IntegrityError
+from train.plan import Plan
+
+
+@dataclass(kw_only=True, slots=True)
+class Progress:
+    """How far a training is, in plain values."""
+
+    step: int = 0
+    """Optimizer steps done, skipped ones included."""
+    micro_batch: int
+    """Images in memory at once; halved when they do not fit."""
+    rate_factor: float = 1.0
+    """Halved with each rollback."""
+    rollbacks: int = 0
+    losses: list[float] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+
+class State:
+    """Adapter, optimizer, random states and progress of one training."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        plan: Plan,
+        seed: int,
+    ) -> None:
+        self.module: nn.Module = accelerator.prepare(module)
+        self.optimizer: Any = accelerator.prepare(optimizer)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.progress = Progress(micro_batch=plan.batch_size)
+        self._trained, self._scaler = module, accelerator.scaler
+
+    def capture(self) -> dict[str, Any]:
+        """A copy, on the CPU, from which `restore` comes back to this moment exactly."""
+        state = {
+            "tensors": self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict() if self._scaler else None,
+            "generator": self.generator.get_state(),
+            # Dropout inside the base draws from torch's own.
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+            "progress": asdict(self.progress),
+        }
+        copied: dict[str, Any] = tree_map(_copied, state)
+        return copied
+
+    @torch.no_grad()
+    def restore(self, captured: dict[str, Any]) -> None:
+        """Come back to the captured moment; the copy stays usable."""
+        own = self._tensors()
+        for name, value in captured["tensors"].items():
+            own[name].copy_(value)
+        # A copy: the optimizer keeps the tensors that it is given, and would change them.
+        self.optimizer.load_state_dict(tree_map(_copied, captured["optimizer"]))
+        if self._scaler:
+            self._scaler.load_state_dict(captured["scaler"])
+        self.generator.set_state(captured["generator"])
+        torch.set_rng_state(captured["torch"])
+        torch.cuda.set_rng_state_all(captured["cuda"])
+        self.progress = Progress(**tree_map(_copied, captured["progress"]))
+
+    def is_finite(self) -> bool:
+        """Whether every trained value is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self._trained.parameters() if p.requires_grad)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """What trains, and what layers count along the way (BatchNorm's means)."""
+        trained = {name: p for name, p in self._trained.named_parameters() if p.requires_grad}
+        return trained | dict(self._trained.named_buffers())
+
+
+def write_state(path: Path, captured: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Write a captured state so that it is whole or the former one stays.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    part = path.with_suffix(".part")
+    try:
+        with part.open("wb") as stream:
+            torch.save({"identity": json.dumps(identity, sort_keys=True), "state": captured}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    # torch's writer wraps what the disk said into an error of its own.
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)):
+            raise
+        part.unlink(missing_ok=True)
+        raise InputError(
+            f"the disk is full: the checkpoint {path} could not be written; the former one is kept",
+            hint=f"make room under {path.parent}, then train again with --resume",
+        ) from error
+
+
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The captured state in a file, and the identity it was written with.
+
+    Raises:
+        IntegrityError: the file is not a whole checkpoint.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return saved["state"], json.loads(saved["identity"])
+    except (RuntimeError, OSError, pickle.UnpicklingError, KeyError, EOFError, ValueError) as error:
+        raise IntegrityError(
+            f"{path} is not a whole checkpoint: {error}", hint="start over: add --restart"
+        ) from error
+
+
+class Clock:
+    """Seconds of training, over all its sessions."""
+
+    def __init__(self, elapsed_s: float) -> None:
+        self._started_s = time.perf_counter() - elapsed_s
+
+    def elapsed_s(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._started_s
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value

@@ -31,7 +31,14 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("task", ["style", "subject", "trimap"])
-@pytest.mark.parametrize("changes", [{}, {"dora": True, "accumulation": 2, "optimizer": "adafactor"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dora": True, "accumulation": 2, "optimizer": "adafactor", "schedule": "constant"},
+        {"rslora": True, "optimizer": "prodigy", "learning_rate": 1.0, "schedule": "linear"},
+    ],
+)
 def test_half_and_half_is_the_whole_bitwise(
     task: str, changes: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -90,6 +90,18 @@ def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
+def training_mode(module: nn.Module) -> None:
+    """Set the module to train, but leave frozen BatchNorm as the base has it.
+
+    Its means and variances would follow the new images though nothing else of the layer moves, and they are
+    not in the adapter: what is loaded later would answer otherwise than what was trained.
+    """
+    module.train()
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.train(any(parameter.requires_grad for parameter in layer.parameters()))
+
+
 def head_name(module: nn.Module) -> str:
     """The part of a segmentation model that is trained whole: its head, or of a large one the last layer.
 

@@ -22,7 +22,6 @@ def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torc
     Raises:
         InputError: the device cannot compute in this precision.
     """
-    _quiet_libraries()
     # accelerate keeps one global state and refuses another precision later in the same process.
     AcceleratorState._reset_state()
     on_gpu = torch.cuda.is_available()
@@ -38,8 +37,11 @@ def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torc
     return accelerator, half.get(chosen, torch.float32) if on_gpu else torch.float32
 
 
-def _quiet_libraries() -> None:
-    """Training speaks through events; libraries that chat on stderr would tear the progress bar."""
+def quiet_libraries() -> None:
+    """Training speaks through events; libraries that chat on stderr would tear the progress bar.
+
+    To be called before peft is imported: most of the talk comes then.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # Only now: importing diffusers makes transformers chat.

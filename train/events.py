@@ -90,6 +90,14 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Verified:
+    """The saved files, loaded into a fresh base by diffusers or peft alone, answer as the trained module."""
+
+    difference: float
+    """Largest difference of the answers, relative to the largest value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Saved:
     """The adapter folder is complete and in its place."""
 
@@ -105,7 +113,17 @@ class Warned:
 
 
 Event = (
-    Preparing | Started | Resumed | StepDone | Sampled | Checkpointed | Stopped | Evaluated | Saved | Warned
+    Preparing
+    | Started
+    | Resumed
+    | StepDone
+    | Sampled
+    | Checkpointed
+    | Stopped
+    | Evaluated
+    | Verified
+    | Saved
+    | Warned
 )
 
 

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import hubctl
 from hubctl.adapter.card import CARD, Card, Sample, read_card_data, render_card
 from hubctl.adapter.licence import stated_licence
 from hubctl.adapter.package import MANIFEST, BaseIdentity, Manifest, manifest_json
 from hubctl.base_models import BaseModel
 from train.config import TrainConfig
 from train.plan import Plan, smooth
+from train.recipe import current_versions
 from train.tasks.task import Evaluation
 
 LOSS_CURVE = "loss.png"
 SAMPLES = "samples"
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 _SMOOTHED_STEPS = 20
 
 
@@ -84,23 +80,6 @@ def draw_losses(losses: Sequence[float], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def identity(config: TrainConfig, plan: Plan, base: BaseModel, data_sha256: str) -> dict[str, Any]:
-    """What makes a training this one and no other, in plain JSON values: the same make the same bytes."""
-    looks = {"sample_steps", "sample_prompts", "checkpoint_every"}  # looking changes nothing
-    settings = {name: value for name, value in _settings(config, plan).items() if name not in looks}
-    return {
-        "settings": {"task": config.task, **settings},
-        "data": {"sha256": data_sha256},
-        "base": {"id": base.id, "sha256": base.sha256},
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {"hubctl": hubctl.__version__, "python": platform.python_version(), **versions}
-
-
 def _manifest(outcome: Outcome) -> Manifest:
     config, plan, base = outcome.config, outcome.plan, outcome.base
     data: dict[str, object] = {
@@ -114,13 +93,13 @@ def _manifest(outcome: Outcome) -> Manifest:
         task=config.task,
         base=BaseIdentity(id=base.id, commit=base.commit, sha256=base.sha256),
         data=data,
-        settings=_settings(config, plan),
-        versions=_versions(),
+        settings=settings_of(config, plan),
+        versions=current_versions(),
         metrics={**outcome.evaluation.metrics, "duration_s": round(outcome.duration_s, 1)},
     )
 
 
-def _settings(config: TrainConfig, plan: Plan) -> dict[str, object]:
+def settings_of(config: TrainConfig, plan: Plan) -> dict[str, object]:
     """All that another training needs to come to the same weights; paths of this machine left out."""
     private = {"base", "data", "output", "overwrite", "resume", "restart", "class_data", "task", "labels",
                "sample_every"}  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from hubctl.errors import InputError
+from train.adapt import training_mode
 from train.config import TrainConfig
 from train.events import Event, StepDone, Warned
 from train.guards import Verdict, judge_step, split
@@ -93,7 +94,7 @@ def _step(
     progress = state.progress
     factor = learning_rate_factor(progress.step, plan.steps, plan.warmup_steps, plan.schedule)
     set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor)
-    state.module.train()
+    training_mode(state.module)
     state.optimizer.zero_grad()
     total = 0.0
     for part in split(indices, progress.micro_batch):

@@ -6,7 +6,6 @@ whole or not at all.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
 from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.cpu import tune_cpu
-from hubctl.errors import InputError
+from hubctl.errors import DataError, InputError
 from train.base_size import native_px
 from train.config import TrainConfig
 from train.dataset import (
@@ -37,9 +36,11 @@ from train.events import (
     Started,
     StepDone,
     Stopped,
+    Verified,
     Warned,
 )
 from train.plan import Plan, make_plan
+from train.recipe import Recipe, identity, recipe_settings, write_recipe
 from train.work import Work, refuse_other_training, work_folder
 
 if TYPE_CHECKING:
@@ -90,17 +91,19 @@ def _train_in(
     yield Preparing(stage="loading torch")
     tune_cpu()
     # Only now: torch and its friends take seconds to import, and read the environment once.
+    from train.devices import open_accelerator, quiet_libraries
+
+    quiet_libraries()
     from train import export, loop
-    from train.devices import open_accelerator
     from train.optimizers import open_optimizer
     from train.state import Clock, State, read_state, write_state
     from train.tasks.task import Setup
 
-    identity = export.identity(config, plan, base, data.sha256)
+    facts = identity(config, plan, base, data.sha256)
     captured = None
     if config.resume:
         captured, then = read_state(work.checkpoint)
-        refuse_other_training(json.loads(json.dumps(identity)), then)
+        refuse_other_training(facts, then)
     accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
     yield Preparing(stage=f"loading {base.id}, encoding the data")
     setup = Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=frozen_dtype)
@@ -144,7 +147,7 @@ def _train_in(
         # The finite are kept: one update can spoil weights whose loss was still a number.
         if (stopped or event.step in plan.checkpoint_steps) and state.is_finite():
             state.progress.elapsed_s = clock.elapsed_s()
-            write_state(work.checkpoint, state.capture(), identity)
+            write_state(work.checkpoint, state.capture(), facts)
             yield Checkpointed(path=work.checkpoint, step=event.step)
         if stopped:
             yield Stopped(path=work.folder, step=event.step, steps=plan.steps)
@@ -172,11 +175,33 @@ def _train_in(
         if plan.sample_steps:
             shutil.copytree(work.samples, folder / export.SAMPLES, ignore=shutil.ignore_patterns("looks"))
         export.write_papers(folder, config.output.resolve().name, outcome)
+        write_recipe(
+            folder,
+            Recipe(
+                settings=recipe_settings(config, plan),
+                data={"sha256": data.sha256, "images": task.images + task.held_out_images},
+                base={"id": base.id, "commit": base.commit, "sha256": base.sha256},
+                versions=facts["versions"],
+            ),
+        )
         # The same gate as before push and in the server: what we made must pass it.
         gate(folder, base)
+        yield Preparing(stage="loading what was saved into a fresh base")
+        yield Verified(difference=task.verify(folder))
     work.finished()
     weights = next(config.output.glob("*.safetensors"))
     yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+
+
+def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
+    """Raise `DataError` unless the configuration's data are what the recipe was made with."""
+    sha256 = _read_data(config).sha256
+    if sha256 != recipe.data.get("sha256"):
+        raise DataError(
+            f"{config.data} is not what the adapter was trained on: {recipe.data.get('images')} images "
+            f"with the hash {str(recipe.data.get('sha256'))[:12]}..., here {sha256[:12]}...",
+            hint="give the original folder, captions and all",
+        )
 
 
 def _check_task(config: TrainConfig, base: BaseModel) -> None:

@@ -25,6 +25,7 @@ from hubctl.cli.refs import branch, move, tag
 from hubctl.cli.registry import registry
 from hubctl.cli.remote import remote
 from hubctl.cli.remove import remove
+from hubctl.cli.reproduce import reproduce
 from hubctl.cli.serve import generate, segment, serve
 from hubctl.cli.train import train
 from hubctl.cli.transfer import pull, push
@@ -56,11 +57,12 @@ EXIT_CODES: dict[type[BaseException], int] = {
 
 INTERRUPTED = 130
 
-PACKAGES = {"train": "train", "serve": "serve", "bench": "serve"}
+PACKAGES = {"train": "train", "reproduce": "train", "serve": "serve", "bench": "serve"}
 """Commands that import a top-level package with a name that a user's own script may bear as well."""
 
 EXTRAS = {
     "train": "train",
+    "reproduce": "train",
     "serve": "serve",
     "registry": "registry",
     "demo": "all",
@@ -166,8 +168,8 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, push, pull, lock, verify, list_, search, show, tag, branch, move, remove, inspect, check,
-    diff, convert, merge, resize, serve, generate, segment,
+    demo, train, reproduce, push, pull, lock, verify, list_, search, show, tag, branch, move, remove,
+    inspect, check, diff, convert, merge, resize, serve, generate, segment,
     login, logout, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -19,6 +19,7 @@ from hubctl.cli.output import Output, Progress, human_bytes, json_option
 
 if TYPE_CHECKING:
     from hubctl.base_models import FetchBase
+    from train.config import TrainConfig
     from train.events import Event, Started
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -145,21 +146,30 @@ def segmentation(out: Output, **settings: Any) -> None:
     _run(out, task="segmentation", **settings)
 
 
-def _run(out: Output, *, base: str, targets: str, **settings: Any) -> None:
+def _run(out: Output, *, targets: str, **settings: Any) -> None:
     from train.config import TrainConfig
+
+    names = tuple(name.strip() for name in targets.split(","))
+    run_training(out, TrainConfig(targets=names, **settings))
+
+
+def run_training(out: Output, config: TrainConfig) -> None:
+    """Train, show what happens, and let Ctrl-C end it well.
+
+    Raises:
+        SystemExit: 130, when it was stopped.
+    """
     from train.events import Started, Stopped
-    from train.run import train as run_training
+    from train.run import train as start
 
     # Libraries warn their developers of changes to come; who types a command cannot act on that.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    names = tuple(name.strip() for name in targets.split(","))
-    config = TrainConfig(base=base, targets=names, **settings)
     ask = _Ask(out)
     # A polite kill ends a training as Ctrl-C does.
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, ask.hear)
     stopped = False
-    with closing(run_training(config, fetch_base=_fetch_for(base), stop=ask.heard)) as events:
+    with closing(start(config, fetch_base=_fetch_for(config.base), stop=ask.heard)) as events:
         for event in _reported(out, events):
             ask.patient = ask.patient or isinstance(event, Started)
             if isinstance(event, Stopped):
@@ -213,7 +223,17 @@ def _reported(out: Output, events: Iterator[Event]) -> Iterator[Event]:
 
 
 def _shown(out: Output, events: Iterator[Event]) -> Iterator[Event]:
-    from train.events import Evaluated, Preparing, Resumed, Sampled, Saved, Started, StepDone, Warned
+    from train.events import (
+        Evaluated,
+        Preparing,
+        Resumed,
+        Sampled,
+        Saved,
+        Started,
+        StepDone,
+        Verified,
+        Warned,
+    )
 
     with ExitStack() as steps:
         bar: Progress | None = None
@@ -234,6 +254,8 @@ def _shown(out: Output, events: Iterator[Event]) -> Iterator[Event]:
                 case Evaluated():
                     for name, value in event.metrics.items():
                         out.note(f"  {name.replace('_', ' ')}: {value:.4f} ({event.split} images)")
+                case Verified():
+                    out.note("  diffusers or peft alone load it, and it answers as trained")
                 case Saved():
                     out.result(
                         {"adapter": str(event.path), "weights_bytes": event.weights_bytes},

@@ -27,6 +27,7 @@ from train.events import (
     Saved,
     Started,
     StepDone,
+    Verified,
     Warned,
     event_data,
     event_kind,
@@ -62,7 +63,7 @@ def logits_of(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 def test_the_events_tell_the_whole_story(style: Trained) -> None:
     kinds = [type(event) for event in style.events if not isinstance(event, Preparing | Checkpointed)]
     assert kinds == [
-        Started, Sampled, StepDone, StepDone, Sampled, StepDone, Sampled, Evaluated, Saved,
+        Started, Sampled, StepDone, StepDone, Sampled, StepDone, Sampled, Evaluated, Verified, Saved,
     ]  # fmt: skip
     saved = [event.step for event in style.events if isinstance(event, Checkpointed)]
     assert saved == [1, 2, 3]

@@ -22,6 +22,7 @@ from train.dataset import open_image, square
 from train.tasks.denoisers import DENOISERS, Conditions, join, no_text, take
 from train.tasks.grid import draw_looks
 from train.tasks.task import Setup
+from train.verify import require_same_answer, require_same_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +195,32 @@ class Diffusion:
 
     def _cast(self, conditions: Conditions) -> Conditions:
         return {name: value.to(self.setup.frozen_dtype) for name, value in conditions.items()}
+
+    @torch.no_grad()
+    def verify(self, folder: Path, latents: Latents, conditions: Conditions) -> float:
+        """Ask the trained denoiser, then a fresh one with the saved adapter, the same: their difference.
+
+        Raises:
+            IntegrityError: some tensors are not loaded again, or the answers differ.
+        """
+        device, dtype = self.setup.device, self.setup.frozen_dtype
+        generator = torch.Generator().manual_seed(0)
+        clean = latents.draw([0], generator)
+        noised = self.noise.add(clean, noise_like(clean, generator), torch.tensor([self.noise.count // 2]))
+        asked = noised.latents.to(dtype), noised.timesteps, self._cast(take(conditions, [0]))
+        self.denoiser.eval()
+        trained = self._kind.predict(self.denoiser, self.pipeline, *asked).float()
+        tensors = get_peft_model_state_dict(self.denoiser)
+        self.denoiser.to("cpu")  # two of them would not fit where one just does
+        component = self.setup.base.family.denoiser
+        kind: Any = type(self.denoiser)
+        fresh = kind.from_pretrained(self.setup.base.path / component, dtype=dtype).to(device)
+        pipeline = type(self.pipeline)(**self.pipeline.components | {component: fresh})
+        pipeline.load_lora_weights(str(folder))
+        (name,) = fresh.peft_config
+        require_same_tensors(tensors, get_peft_model_state_dict(fresh, adapter_name=name))
+        loaded = self._kind.predict(fresh.eval(), pipeline, *asked).float()
+        return require_same_answer(trained, loaded, dtype)
 
     @contextmanager
     def _adapter(self, enabled: bool) -> Iterator[None]:

@@ -78,6 +78,10 @@ class DreamBooth:
             metrics |= {f"class_{name}": value for name, value in on_class.items()}
         return Evaluation(split="train", metrics=metrics, note=LOSS_NOTE)
 
+    def verify(self, folder: Path) -> float:
+        """Diffusers alone loads the folder into a fresh denoiser, which must answer alike."""
+        return self.diffusion.verify(folder, self._latents, self._text)
+
     def save(self, folder: Path) -> None:
         """Write the weights as diffusers does."""
         self.diffusion.save(folder)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -25,6 +25,7 @@ from train.evaluate import confusion, labels_at
 from train.scores import best_mapping, mapped, scores
 from train.tasks.grid import draw_looks
 from train.tasks.task import Evaluation, Setup
+from train.verify import require_same_answer, require_same_tensors
 
 SAMPLES = 4
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -147,6 +148,17 @@ class Segmentation:
             f"{model.config.id2label[number]} as {labels[true]}" for number, true in enumerate(mapping[:8])
         )
         return metrics, f"The base is judged under the fixed mapping that suits it best: {named}."
+
+    @torch.no_grad()
+    def verify(self, folder: Path) -> float:
+        """Load the folder with peft alone into a fresh base, which must label a picture alike."""
+        setup, paths = self._setup, [self._judged()[0].path]
+        trained = self._predict(self.module, paths).float()
+        tensors = get_peft_model_state_dict(self.module)
+        model: Any = load_segmenter(setup.base.path, self._data.labels, dtype=setup.frozen_dtype)
+        loaded = PeftModel.from_pretrained(model.to(setup.device), str(folder))
+        require_same_tensors(tensors, get_peft_model_state_dict(loaded))
+        return require_same_answer(trained, self._predict(loaded, paths).float(), setup.frozen_dtype)
 
     def save(self, folder: Path) -> None:
         """Write `adapter_model.safetensors` and `adapter_config.json` as peft does."""

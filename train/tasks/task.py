@@ -63,5 +63,14 @@ class Task(Protocol):
     def evaluate(self) -> Evaluation:
         """Measure the adapter against its base."""
 
+    def verify(self, folder: Path) -> float:
+        """Load what `save` wrote into a fresh base, by the stock libraries alone, and compare the answers.
+
+        The largest difference, relative to the largest value; the trained module is of no use afterwards.
+
+        Raises:
+            IntegrityError: what was saved is not what was trained.
+        """
+
     def save(self, folder: Path) -> None:
         """Write the weights as diffusers or peft do, with everything needed to load them unaided."""

@@ -61,6 +61,10 @@ class TextToImage:
         metrics = self.diffusion.compare(*self._judged)
         return Evaluation(split="test" if self.held_out_images else "train", metrics=metrics, note=LOSS_NOTE)
 
+    def verify(self, folder: Path) -> float:
+        """Diffusers alone loads the folder into a fresh denoiser, which must answer alike."""
+        return self.diffusion.verify(folder, *self._judged)
+
     def save(self, folder: Path) -> None:
         """Write the weights as diffusers does."""
         self.diffusion.save(folder)

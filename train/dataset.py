@@ -99,7 +99,7 @@ def read_masks(folder: Path, names: Mapping[int, str] | None = None) -> MaskData
     train_folder, test_folder = _splits(folder)
     train = _pair_masks(train_folder)
     test = _pair_masks(test_folder) if test_folder else ()
-    labels = _read_labels((folder, train_folder)) or dict(names or {})
+    labels = read_label_names((folder, train_folder)) or dict(names or {})
     _check_label_numbers(labels, folder)
     found = {item.mask: _check_mask(item) for item in (*train, *test)}
     if not labels:
@@ -132,7 +132,7 @@ def read_subject(folder: Path, class_folder: Path | None = None) -> SubjectData:
     images = _images_in(folder)
     # A class folder may be absent or empty: the base model then draws what is missing.
     has_class = class_folder is not None and class_folder.is_dir()
-    class_images = _list_images(class_folder) if class_folder and has_class else ()
+    class_images = list_images(class_folder) if class_folder and has_class else ()
     for path in (*images, *class_images):
         open_image(path)
     sha256 = _fingerprint(folder, ((path, "") for path in images))
@@ -203,19 +203,21 @@ def _decoded(path: Path) -> Image.Image:
 
 def _splits(folder: Path) -> tuple[Path, Path | None]:
     """The folder to train on, and the one to judge on."""
-    _require_folder(folder)
+    require_folder(folder)
     train, test = folder / "train", folder / "test"
     return (train if train.is_dir() else folder), (test if test.is_dir() else None)
 
 
-def _require_folder(folder: Path) -> None:
+def require_folder(folder: Path) -> None:
+    """Raise `DataError` unless the folder is there."""
     if not folder.exists():
         raise DataError(f"there is no folder {folder}", hint="give the folder of your images with --data")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", hint=f"give the folder: --data {folder.parent}")
 
 
-def _list_images(folder: Path) -> tuple[Path, ...]:
+def list_images(folder: Path) -> tuple[Path, ...]:
+    """The image files of a folder, by name."""
     return tuple(
         sorted(
             path
@@ -226,8 +228,8 @@ def _list_images(folder: Path) -> tuple[Path, ...]:
 
 
 def _images_in(folder: Path) -> tuple[Path, ...]:
-    _require_folder(folder)
-    images = _list_images(folder)
+    require_folder(folder)
+    images = list_images(folder)
     if not images:
         raise DataError(
             f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})",
@@ -239,8 +241,32 @@ def _images_in(folder: Path) -> tuple[Path, ...]:
 # -- captions ----------------------------------------------------------------------------------
 
 
+Faults = list[tuple[Path, DataError]]
+"""What is wrong, and with which file."""
+
+
+def read_caption_items(folder: Path) -> tuple[tuple[CaptionedImage, ...], Faults]:
+    """Every image with its caption, and every fault, instead of the first one alone."""
+    metadata = folder / METADATA
+    items: list[CaptionedImage] = []
+    faults: Faults = []
+    if metadata.is_file():
+        try:
+            items += _metadata_items(metadata)
+            _check_all_captioned(folder, items)
+        except DataError as fault:
+            faults.append((metadata, fault))
+        return tuple(items), faults
+    for path in list_images(folder):
+        try:
+            items.append(_sidecar_item(path))
+        except DataError as fault:
+            faults.append((path, fault))
+    return tuple(items), faults
+
+
 def _read_captions(folder: Path) -> tuple[CaptionedImage, ...]:
-    _require_folder(folder)
+    require_folder(folder)
     metadata = folder / METADATA
     if metadata.is_file():
         items = tuple(_metadata_items(metadata))
@@ -301,7 +327,7 @@ def _metadata_fields(line: str, where: str) -> tuple[str, str]:
 
 def _check_all_captioned(folder: Path, items: Iterable[CaptionedImage]) -> None:
     captioned = {item.path for item in items}
-    missing = [path for path in _list_images(folder) if path not in captioned]
+    missing = [path for path in list_images(folder) if path not in captioned]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         entry = json.dumps({"file_name": missing[0].name, "text": "what it shows"})
@@ -335,23 +361,35 @@ def _read_text(path: Path) -> str:
 
 
 def _pair_masks(folder: Path) -> tuple[MaskedImage, ...]:
+    items, faults = pair_masks(folder)
+    if faults:
+        raise faults[0][1]
+    return items
+
+
+def pair_masks(folder: Path) -> tuple[tuple[MaskedImage, ...], Faults]:
+    """Every image with its mask, and every image or mask that is alone.
+
+    Raises:
+        DataError: a folder is missing or empty.
+    """
     images = _images_in(folder / "images")
     mask_folder = folder / "masks"
-    _require_folder(mask_folder)
+    require_folder(mask_folder)
     masks = {path.stem: path for path in sorted(mask_folder.glob("*.png"))}
     items = []
+    faults: Faults = []
     for path in images:
         mask = masks.pop(path.stem, None)
         if mask is None:
-            raise DataError(
-                f"{path} has no mask",
-                hint=f"add {mask_folder / (path.stem + '.png')}, or remove the image",
-            )
-        items.append(MaskedImage(path=path, mask=mask))
-    if masks:
-        orphan = next(iter(masks.values()))
-        raise DataError(f"{orphan} has no image", hint=f"add it to {folder / 'images'}, or remove the mask")
-    return tuple(items)
+            hint = f"add {mask_folder / (path.stem + '.png')}, or remove the image"
+            faults.append((path, DataError(f"{path} has no mask", hint=hint)))
+        else:
+            items.append(MaskedImage(path=path, mask=mask))
+    for orphan in masks.values():
+        hint = f"add it to {folder / 'images'}, or remove the mask"
+        faults.append((orphan, DataError(f"{orphan} has no image", hint=hint)))
+    return tuple(items), faults
 
 
 def _check_mask(item: MaskedImage) -> set[int]:
@@ -368,7 +406,12 @@ def _check_mask(item: MaskedImage) -> set[int]:
     return {int(value) for value in np.unique(mask)} - {IGNORED}
 
 
-def _read_labels(folders: Iterable[Path]) -> dict[int, str]:
+def read_label_names(folders: Iterable[Path]) -> dict[int, str]:
+    """Class number to name, from the first labels.json; empty where there is none.
+
+    Raises:
+        DataError: the file cannot be understood.
+    """
     path = next((folder / LABELS for folder in folders if (folder / LABELS).is_file()), None)
     if path is None:
         return {}

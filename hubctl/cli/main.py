@@ -14,6 +14,7 @@ from hubctl import settings
 from hubctl.cli.bench import bench
 from hubctl.cli.cache import cache
 from hubctl.cli.convert import convert, diff, merge, resize
+from hubctl.cli.data import data
 from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
 from hubctl.cli.find import list_, search, show
@@ -57,10 +58,11 @@ EXIT_CODES: dict[type[BaseException], int] = {
 
 INTERRUPTED = 130
 
-PACKAGES = {"train": "train", "reproduce": "train", "serve": "serve", "bench": "serve"}
+PACKAGES = {"data": "train", "train": "train", "reproduce": "train", "serve": "serve", "bench": "serve"}
 """Commands that import a top-level package with a name that a user's own script may bear as well."""
 
 EXTRAS = {
+    "data": "train",
     "train": "train",
     "reproduce": "train",
     "serve": "serve",
@@ -168,7 +170,7 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, train, reproduce, push, pull, lock, verify, list_, search, show, tag, branch, move, remove,
+    demo, data, train, reproduce, push, pull, lock, verify, list_, search, show, tag, branch, move, remove,
     inspect, check, diff, convert, merge, resize, serve, generate, segment,
     login, logout, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip

@@ -1,0 +1,234 @@
+"""What is wrong or odd about a folder of training data: every finding at once, before a model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hubctl.errors import DataError
+from train.dataset import (
+    IGNORED,
+    METADATA,
+    CaptionedImage,
+    MaskedImage,
+    list_images,
+    open_image,
+    open_mask,
+    pair_masks,
+    read_caption_items,
+    read_label_names,
+    require_folder,
+)
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Kind = Literal["captions", "masks", "subject"]
+Level = Literal["error", "warning", "note"]
+
+RARE = 0.005
+"""Part of the pixels below which a class is called rare."""
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing about one file."""
+
+    code: str
+    """Stable, for machines: `corrupt`, `tiny`, `duplicate`, ..."""
+    level: Level
+    file: str
+    """As it lies in the folder."""
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lint:
+    """A folder, looked through."""
+
+    kind: Kind
+    images: int
+    captions: dict[str, str]
+    """Three of the captions as training will see them, by file."""
+    classes: dict[str, float]
+    """masks: part of all counted pixels, by class."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> int:
+        """How many findings would stop a training."""
+        return sum(finding.level == "error" for finding in self.findings)
+
+
+def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
+    """Look through a folder of captioned images, of images with masks, or of one subject; splits included.
+
+    Args:
+        folder: The data, as `hubctl train` takes them.
+        min_px: Shorter side, in pixels, below which an image is called tiny.
+        trigger: A word that every caption should have.
+
+    Raises:
+        DataError: the folder is not there, or holds no images.
+    """
+    require_folder(folder)
+    parts = [part for name in ("train", "test") if (part := folder / name).is_dir()] or [folder]
+    kind = _kind(parts[0])
+    findings: list[Finding] = []
+    captions: dict[str, str] = {}
+    classes: Counter[str] = Counter()
+    images: list[Path] = []
+    for part in parts:
+        if kind == "masks":
+            images += list_images(part / "images")
+            names = read_label_names((folder, part))
+            findings += _masks(folder, part, names, classes)
+        else:
+            images += list_images(part)
+            if kind == "captions":
+                found, items = _captions(folder, part, trigger)
+                findings += found
+                captions |= {_short(folder, item.path): item.caption for item in items}
+    if not images:
+        raise DataError(f"{folder} holds no images", hint="give the folder that you train with")
+    findings += _images(folder, images, min_px)
+    total = sum(classes.values())
+    shares = {name: count / total for name, count in sorted(classes.items())} if total else {}
+    findings += [
+        Finding(code="rare-class", level="warning", file=".", message=f"class {name} covers {share:.2%} only")
+        for name, share in shares.items()
+        if share < RARE
+    ]
+    order = {"error": 0, "warning": 1, "note": 2}
+    return Lint(
+        kind=kind,
+        images=len(images),
+        captions=dict(_three(captions)),
+        classes=shares,
+        findings=tuple(sorted(findings, key=lambda f: (order[f.level], f.file, f.code))),
+    )
+
+
+def _kind(part: Path) -> Kind:
+    if (part / "images").is_dir() and (part / "masks").is_dir():
+        return "masks"
+    captioned = (part / METADATA).is_file() or any(p.with_suffix(".txt").is_file() for p in list_images(part))
+    return "captions" if captioned else "subject"
+
+
+def _captions(
+    folder: Path, part: Path, trigger: str | None
+) -> tuple[list[Finding], tuple[CaptionedImage, ...]]:
+    findings = []
+    sidecars = [path.with_suffix(".txt") for path in list_images(part) if path.with_suffix(".txt").is_file()]
+    if (part / METADATA).is_file() and sidecars:
+        findings.append(
+            Finding(
+                code="captions-ignored",
+                level="warning",
+                file=_short(folder, sidecars[0]),
+                message=f"{len(sidecars)} .txt captions are ignored, because {METADATA} is there",
+            )
+        )
+    items, faults = read_caption_items(part)
+    findings += [
+        Finding(code="caption", level="error", file=_short(folder, path), message=fault.message)
+        for path, fault in faults
+    ]
+    for item in items:
+        if trigger and trigger.lower() not in item.caption.lower():
+            findings.append(
+                Finding(
+                    code="no-trigger",
+                    level="warning",
+                    file=_short(folder, item.path),
+                    message=f"its caption has no '{trigger}': {item.caption}",
+                )
+            )
+    return findings, items
+
+
+def _masks(folder: Path, part: Path, names: dict[int, str], classes: Counter[str]) -> Iterator[Finding]:
+    """Findings of the masks; counts pixels into `classes` on the way."""
+    import numpy as np
+
+    items, faults = pair_masks(part)
+    for path, fault in faults:
+        yield Finding(code="mask", level="error", file=_short(folder, path), message=fault.message)
+    for item in items:
+        yield from _mask_fits(folder, item)
+        try:
+            mask = open_mask(item.mask)
+        except DataError as fault:
+            yield Finding(code="mask", level="error", file=_short(folder, item.mask), message=fault.message)
+            continue
+        values, counts = np.unique(mask[mask != IGNORED], return_counts=True)
+        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+            classes[names.get(value, f"class {value}")] += count
+            if names and value not in names:
+                yield Finding(
+                    code="mask-value",
+                    level="error",
+                    file=_short(folder, item.mask),
+                    message=f"has the value {value}, which no class has ({count} pixels)",
+                )
+
+
+def _mask_fits(folder: Path, item: MaskedImage) -> Iterator[Finding]:
+    try:
+        size, mask = open_image(item.path).size, open_mask(item.mask).shape[::-1]
+    except DataError:
+        return  # said elsewhere
+    if size != mask:
+        yield Finding(
+            code="mask-size",
+            level="error",
+            file=_short(folder, item.mask),
+            message=f"has {mask[0]} x {mask[1]} pixels, its image {size[0]} x {size[1]}",
+        )
+
+
+def _images(folder: Path, images: Sequence[Path], min_px: int) -> Iterator[Finding]:
+    from PIL import Image
+
+    alike: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        name = _short(folder, path)
+        try:
+            image = open_image(path)
+        except DataError as fault:
+            yield Finding(code="corrupt", level="error", file=name, message=fault.message)
+            continue
+        if min(image.size) < min_px:
+            size = f"{image.width} x {image.height}"
+            yield Finding(code="tiny", level="warning", file=name, message=f"is only {size} pixels")
+        with Image.open(path) as raw:
+            turned = raw.getexif().get(EXIF_ORIENTATION, 1) != 1
+        if turned:
+            said = "is turned as its EXIF data say; other tools may show it lying"
+            yield Finding(code="exif-rotation", level="note", file=name, message=said)
+        alike[_look(image)].append(path)
+    for first, *others in alike.values():
+        for other in others:
+            said = f"looks the same as {_short(folder, first)}"
+            yield Finding(code="duplicate", level="warning", file=_short(folder, other), message=said)
+
+
+def _look(image: Image.Image) -> str:
+    """The same for pictures that look the same: what is left of it at 16 x 16 in 16 shades a channel."""
+    small = image.resize((16, 16)).point(lambda value: value // 16)
+    return hashlib.sha256(small.tobytes()).hexdigest()
+
+
+def _three(captions: dict[str, str]) -> list[tuple[str, str]]:
+    items = list(captions.items())
+    return items[:: max(1, len(items) // 3)][:3]
+
+
+def _short(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
 
 import torch
 import transformers
@@ -35,6 +37,14 @@ def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torc
     accelerator = Accelerator(mixed_precision=chosen)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return accelerator, half.get(chosen, torch.float32) if on_gpu else torch.float32
+
+
+def peak_memory_bytes(device: torch.device) -> tuple[int, int]:
+    """Most memory taken so far, and how much there is: the GPU's, or this machine's for the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return taken, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def quiet_libraries() -> None:

@@ -57,6 +57,31 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """What a training will take, from some real steps of it."""
+
+    base: str
+    device: str
+    steps: int
+    batch_size: int
+    """Images at once that fit."""
+    accumulation: int
+    resolution_px: int
+    trainable_parameters: int
+    adapter_bytes: int
+    peak_memory_bytes: int
+    """Most memory taken: the device's, or on a CPU the whole process's."""
+    memory_bytes: int
+    """Memory that there is."""
+    steps_per_s: float
+    duration_s: float
+    """Of all steps; loading, samples and judging come on top."""
+    class_images_to_draw: int
+    changes: tuple[str, ...]
+    """Flags to give so that it fits; empty when it does as it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Resumed:
     """Training goes on after `step`."""
 
@@ -115,6 +140,7 @@ class Warned:
 Event = (
     Preparing
     | Started
+    | Planned
     | Resumed
     | StepDone
     | Sampled

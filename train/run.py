@@ -6,6 +6,7 @@ whole or not at all.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ from train.events import (
     Checkpointed,
     Evaluated,
     Event,
+    Planned,
     Preparing,
     Resumed,
     Sampled,
@@ -44,6 +46,9 @@ from train.recipe import Recipe, identity, recipe_settings, write_recipe
 from train.work import Work, refuse_other_training, work_folder
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from train.state import State
     from train.tasks.task import Setup, Task
 
 Data = CaptionData | MaskData | SubjectData
@@ -91,25 +96,19 @@ def _train_in(
     yield Preparing(stage="loading torch")
     tune_cpu()
     # Only now: torch and its friends take seconds to import, and read the environment once.
-    from train.devices import open_accelerator, quiet_libraries
+    from train.devices import quiet_libraries
 
     quiet_libraries()
     from train import export, loop
-    from train.optimizers import open_optimizer
-    from train.state import Clock, State, read_state, write_state
-    from train.tasks.task import Setup
+    from train.state import Clock, read_state, write_state
 
     facts = identity(config, plan, base, data.sha256)
     captured = None
     if config.resume:
         captured, then = read_state(work.checkpoint)
         refuse_other_training(facts, then)
-    accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
     yield Preparing(stage=f"loading {base.id}, encoding the data")
-    setup = Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=frozen_dtype)
-    task = _open_task(setup, data)
-    optimizer = open_optimizer(task.parameter_groups(), config, plan)
-    state = State(task.module, optimizer, accelerator, plan, config.seed)
+    accelerator, task, state = _open(config, plan, base, data)
     if captured:
         state.restore(captured)
     clock = Clock(state.progress.elapsed_s)
@@ -191,6 +190,89 @@ def _train_in(
     work.finished()
     weights = next(config.output.glob("*.safetensors"))
     yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+
+
+MEASURED_STEPS = 4
+"""Steps that are run to see what a training takes; the first is left out, which allocates and warms up."""
+
+
+def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iterator[Event]:
+    """Run some real steps of a training, and say what all of it will take; nothing is written.
+
+    Where the device runs out of memory, the steps are tried with fewer images at once.
+
+    Raises:
+        HubctlError: as `train`; an InputError when not even one image fits.
+    """
+    base = locate_base(config.base, fetch=fetch_base)
+    _check_task(config, base)
+    data = _read_data(config)
+    plan = _plan(config, base)
+    yield Preparing(stage="loading torch")
+    tune_cpu()
+    from train.devices import peak_memory_bytes, quiet_libraries
+
+    quiet_libraries()
+    from train.loop import run_steps
+
+    yield Preparing(stage=f"loading {base.id}, encoding the data")
+    accelerator, task, state = _open(config, plan, base, data, measuring=True)
+    yield Preparing(stage="measuring some steps")
+    tried = dataclasses.replace(plan, steps=MEASURED_STEPS)
+    done = []
+    for event in run_steps(task, config, tried, accelerator, state):
+        if isinstance(event, StepDone):
+            done.append(event)
+        else:
+            yield event
+    seconds = [1 / event.steps_per_s for event in done]
+    # `steps_per_s` is a mean over the steps so far: without the first step's part of it.
+    warm_s = (seconds[-1] * len(seconds) - seconds[0]) / max(1, len(seconds) - 1) if seconds else float("nan")
+    taken, there = peak_memory_bytes(accelerator.device)
+    trained = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
+    fits = state.progress.micro_batch
+    given = len(data.class_images) if isinstance(data, SubjectData) else 0
+    yield Planned(
+        base=base.id,
+        device=str(accelerator.device),
+        steps=plan.steps,
+        batch_size=fits,
+        accumulation=plan.images_a_step // fits,
+        resolution_px=plan.resolution_px,
+        trainable_parameters=trained,
+        adapter_bytes=trained * 4,
+        peak_memory_bytes=taken,
+        memory_bytes=there,
+        steps_per_s=1 / warm_s,
+        duration_s=plan.steps * warm_s,
+        class_images_to_draw=max(0, config.num_class_images - given) if config.class_prompt else 0,
+        changes=()
+        if fits == plan.batch_size
+        else (f"--batch-size {fits}", f"--accumulate {plan.images_a_step // fits}"),
+    )
+
+
+def _open(
+    config: TrainConfig, plan: Plan, base: BaseModel, data: Data, *, measuring: bool = False
+) -> tuple[Accelerator, Task, State]:
+    """Everything loaded and encoded, before the first step."""
+    from train.devices import open_accelerator
+    from train.optimizers import open_optimizer
+    from train.state import State
+    from train.tasks.task import Setup
+
+    accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
+    setup = Setup(
+        config=config,
+        plan=plan,
+        base=base,
+        device=accelerator.device,
+        frozen_dtype=frozen_dtype,
+        measuring=measuring,
+    )
+    task = _open_task(setup, data)
+    optimizer = open_optimizer(task.parameter_groups(), config, plan)
+    return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed)
 
 
 def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hubctl.cli.output import Output, Progress, human_bytes, json_option
+from hubctl.cli.output import Output, Progress, duration, human_bytes, json_option
 
 if TYPE_CHECKING:
     from hubctl.base_models import FetchBase
     from train.config import TrainConfig
-    from train.events import Event, Started
+    from train.events import Event, Planned, Started
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,6 +36,8 @@ def _common(command: F) -> F:
         click.option("--output", required=True, type=_FOLDER, metavar="DIR", help="Adapter folder to make."),
         click.option("--overwrite", is_flag=True, help="Replace the output folder if it is there."),
         click.option("--steps", type=int, help="Optimizer steps.  [default: by task and base]"),
+        click.option("--plan", "plan_only", is_flag=True,
+                     help="Run some steps, say what all of it will take, and write nothing."),
         click.option("--resume", is_flag=True, help="Go on with a training that was stopped."),
         click.option("--restart", is_flag=True, help="Give up a training that was stopped, and begin again."),
         click.option("--batch-size", type=int, help="Images at once.  [default: by task and base]"),
@@ -146,11 +148,44 @@ def segmentation(out: Output, **settings: Any) -> None:
     _run(out, task="segmentation", **settings)
 
 
-def _run(out: Output, *, targets: str, **settings: Any) -> None:
+def _run(out: Output, *, targets: str, plan_only: bool, **settings: Any) -> None:
     from train.config import TrainConfig
 
     names = tuple(name.strip() for name in targets.split(","))
-    run_training(out, TrainConfig(targets=names, **settings))
+    config = TrainConfig(targets=names, **settings)
+    if plan_only:
+        _plan(out, config)
+    else:
+        run_training(out, config)
+
+
+def _plan(out: Output, config: TrainConfig) -> None:
+    from train.events import Planned, Preparing, Warned, event_data
+    from train.run import measure
+
+    for event in measure(config, fetch_base=_fetch_for(config.base)):
+        match event:
+            case Preparing():
+                out.note(f"{event.stage} ...")
+            case Warned():
+                out.warn(event.message)
+            case Planned():
+                out.result(event_data(event), text=_planned(event))
+
+
+def _planned(plan: Planned) -> str:
+    lines = [
+        f"base       {plan.base} on {plan.device}",
+        f"images     {plan.batch_size} at once, {plan.batch_size * plan.accumulation} a step, "
+        f"{plan.resolution_px} px",
+        f"memory     {human_bytes(plan.peak_memory_bytes)} at most, of {human_bytes(plan.memory_bytes)}",
+        f"time       {duration(plan.duration_s)} for {plan.steps} steps, {plan.steps_per_s:.3g} a second",
+        f"adapter    {human_bytes(plan.adapter_bytes)}, {plan.trainable_parameters:,} parameters",
+    ]
+    if plan.class_images_to_draw:
+        lines.append(f"draws      {plan.class_images_to_draw} class images before the first step")
+    fits = f"no: add {' '.join(plan.changes)}" if plan.changes else "yes"
+    return "\n".join([*lines, f"fits       {fits}"])
 
 
 def run_training(out: Output, config: TrainConfig) -> None:

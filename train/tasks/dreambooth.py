@@ -38,7 +38,9 @@ class DreamBooth:
         prompts = [instance_prompt]
         if config.class_prompt:
             self._class_text = self.diffusion.encode_prompts([config.class_prompt])
-            class_images = self._class_images(config, data.class_images)
+            class_images: list[Path | Image.Image] = list(data.images)
+            if not setup.measuring:
+                class_images = self._class_images(config, data.class_images)
             self._class_latents = self.diffusion.encode_images(class_images)
             prompts.append(config.class_prompt)
         self.prompts: Sequence[str] = config.sample_prompts or tuple(prompts)

@@ -72,6 +72,11 @@ class TrainConfig:
     targets: tuple[str, ...] = ("attention",)
     """One preset of `train.adapt`, or names of the layers to adapt."""
 
+    hold_out: float | None = None
+    """Part of the training images to watch for overfitting on; when absent, a tenth of 20 or more."""
+    auto_stop: bool | None = None
+    """Stop when held-out images get worse; on when absent and there are some."""
+
     sample_prompts: tuple[str, ...] = ()
     """Prompts drawn while training; some of the captions when empty."""
     sample_every: int | None = None
@@ -133,6 +138,8 @@ class TrainConfig:
         for name, fraction in fractions.items():
             if not 0 <= fraction <= 1:
                 raise InputError(f"--{name} is {fraction}", hint=f"give --{name} from 0 to 1")
+        if self.hold_out is not None and not 0 <= self.hold_out <= 0.5:
+            raise InputError(f"--hold-out is {self.hold_out}", hint="give --hold-out from 0 to 0.5")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}", hint="give --seed from 0 to 2**63 - 1")
         for name, every in {

@@ -47,6 +47,8 @@ class CaptionData:
     train: tuple[CaptionedImage, ...]
     test: tuple[CaptionedImage, ...]
     sha256: str
+    watched: tuple[CaptionedImage, ...] = ()
+    """Held out of `train`, to see whether training overfits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,8 @@ class MaskData:
     labels: dict[int, str]
     """Class number (0 to n - 1) to name."""
     sha256: str
+    watched: tuple[MaskedImage, ...] = ()
+    """Held out of `train`, to see whether training overfits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

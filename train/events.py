@@ -97,6 +97,17 @@ class Checkpointed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """Training looked at the images that were held out for that."""
+
+    step: int
+    train_loss: float
+    held_out_loss: float
+    best: bool
+    """The smoothed loss on them has never been lower: this state is kept."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stopped:
     """Training ends here because it was asked to; the last checkpoint is whole."""
 
@@ -145,6 +156,7 @@ Event = (
     | StepDone
     | Sampled
     | Checkpointed
+    | Watched
     | Stopped
     | Evaluated
     | Verified

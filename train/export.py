@@ -15,8 +15,10 @@ from train.config import TrainConfig
 from train.plan import Plan, smooth
 from train.recipe import current_versions
 from train.tasks.task import Evaluation
+from train.watch import Look, best_look, smoothed
 
 LOSS_CURVE = "loss.png"
+WATCH_CURVE = "overfit.png"
 SAMPLES = "samples"
 _SMOOTHED_STEPS = 20
 
@@ -34,6 +36,8 @@ class Outcome:
     labels: dict[int, str]
     """segmentation: class number to name; empty otherwise."""
     losses: Sequence[float]
+    looks: Sequence[Look]
+    """At the images held out to watch; empty where none were."""
     evaluation: Evaluation
     prompts: Sequence[str]
     """Prompts of the pictures `samples/sample-1.png`, `sample-2.png`, ..."""
@@ -44,6 +48,8 @@ class Outcome:
 def write_papers(folder: Path, name: str, outcome: Outcome) -> None:
     """Write hubctl.json, README.md and loss.png into `folder`; `name` is the adapter's."""
     draw_losses(outcome.losses, folder / LOSS_CURVE)
+    if outcome.looks:
+        draw_looks(outcome.looks, folder / WATCH_CURVE)
     (folder / MANIFEST).write_text(manifest_json(_manifest(outcome)), encoding="utf-8")
     (folder / CARD).write_text(render_card(_card(folder, name, outcome)), encoding="utf-8")
 
@@ -80,6 +86,26 @@ def draw_losses(losses: Sequence[float], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def draw_looks(looks: Sequence[Look], path: Path) -> None:
+    """The smoothed loss on training and on held-out images, the gap, and the state that is kept."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    means = smoothed(looks)
+    steps = [look.step for look in means]
+    seen, unseen = [look.train for look in means], [look.held_out for look in means]
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel="loss, same noise each time")
+    axes.plot(steps, seen, color="#1f4e8c", label="training images")
+    axes.plot(steps, unseen, color="#c0392b", label="held-out images")
+    axes.fill_between(steps, seen, unseen, color="#c0392b", alpha=0.1, label="gap")
+    axes.axvline(looks[best_look(looks)].step, color="#555555", linestyle=":", label="kept")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
 def _manifest(outcome: Outcome) -> Manifest:
     config, plan, base = outcome.config, outcome.plan, outcome.base
     data: dict[str, object] = {
@@ -95,7 +121,12 @@ def _manifest(outcome: Outcome) -> Manifest:
         data=data,
         settings=settings_of(config, plan),
         versions=current_versions(),
-        metrics={**outcome.evaluation.metrics, "duration_s": round(outcome.duration_s, 1)},
+        metrics={
+            **outcome.evaluation.metrics,
+            "duration_s": round(outcome.duration_s, 1),
+            "steps_done": len(outcome.losses),
+            **({"kept_step": outcome.looks[best_look(outcome.looks)].step} if outcome.looks else {}),
+        },
     )
 
 
@@ -148,7 +179,11 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
         license=licence.id if licence else None,  # the base's: what is made from it may be shared under it
         license_name=licence.name if licence else None,
         samples=samples,
-        pictures=[*([grid] if (folder / grid).is_file() else []), LOSS_CURVE],
+        pictures=[
+            *([grid] if (folder / grid).is_file() else []),
+            LOSS_CURVE,
+            *([WATCH_CURVE] if outcome.looks else []),
+        ],
     )
 
 

@@ -73,8 +73,6 @@ def run_steps(
                     f"training has diverged at step {progress.step + 1}: {_blame(task, state, indices)}",
                     hint=f"train again with a lower rate: --lr {plan.learning_rate / 16:.0e}",
                 )
-    # Takes autocast off the module again, so that it is judged and saved as others will load it.
-    accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
 
 
 def _order(task: Task, plan: Plan, seed: int, start: int) -> Iterator[tuple[int, ...]]:

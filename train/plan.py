@@ -51,6 +51,11 @@ class Plan:
     """Steps between two checkpoints; 0 writes one only when training is stopped."""
 
     @property
+    def watch_every(self) -> int:
+        """Steps between two looks at the held-out images: twenty in all."""
+        return math.ceil(self.steps / 20)
+
+    @property
     def checkpoint_steps(self) -> frozenset[int]:
         """Steps after which the state is written: the last one too, in case saving the adapter fails."""
         every = self.checkpoint_every

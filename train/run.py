@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
@@ -40,9 +40,11 @@ from train.events import (
     Stopped,
     Verified,
     Warned,
+    Watched,
 )
 from train.plan import Plan, make_plan
 from train.recipe import Recipe, identity, recipe_settings, write_recipe
+from train.watch import Look, best_look, held_out, should_stop
 from train.work import Work, refuse_other_training, work_folder
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from train.state import State
     from train.tasks.task import Setup, Task
 
+T = TypeVar("T")
 Data = CaptionData | MaskData | SubjectData
 
 HUB_TASKS = {
@@ -81,7 +84,7 @@ def train(
     """
     base = locate_base(config.base, fetch=fetch_base)
     _check_task(config, base)
-    data = _read_data(config)
+    data = _hold_out(_read_data(config), config)
     plan = _plan(config, base)
     held = work_folder(
         config.output, overwrite=config.overwrite, resume=config.resume, restart=config.restart
@@ -142,6 +145,9 @@ def _train_in(
             continue
         if event.step in plan.sample_steps:
             yield Sampled(path=task.sample(event.step, work.samples), step=event.step)
+        watched = _watch(task, plan, state)
+        if watched:
+            yield watched
         stopped = stop() and event.step < plan.steps
         # The finite are kept: one update can spoil weights whose loss was still a number.
         if (stopped or event.step in plan.checkpoint_steps) and state.is_finite():
@@ -151,6 +157,16 @@ def _train_in(
         if stopped:
             yield Stopped(path=work.folder, step=event.step, steps=plan.steps)
             return
+        looks = [Look(step=step, train=train, held_out=out) for step, train, out in state.progress.looks]
+        if watched and config.auto_stop is not False and should_stop(looks):
+            yield Warned(
+                message=f"stopped at step {event.step} of {plan.steps}: held-out images have got worse since "
+                f"step {looks[best_look(looks)].step}, which is kept (--no-auto-stop goes on)"
+            )
+            break
+    # Takes autocast off the module again, so that it is judged and saved as others will load it.
+    accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
+    state.take_best()
     yield Preparing(stage="judging the adapter")
     evaluation = task.evaluate()
     yield Evaluated(metrics=evaluation.metrics, split=evaluation.split)
@@ -163,6 +179,7 @@ def _train_in(
         data_sha256=data.sha256,
         labels=data.labels if isinstance(data, MaskData) else {},
         losses=state.progress.losses,
+        looks=[Look(step=step, train=train, held_out=out) for step, train, out in state.progress.looks],
         evaluation=evaluation,
         prompts=task.prompts,
         duration_s=clock.elapsed_s(),
@@ -206,7 +223,7 @@ def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iter
     """
     base = locate_base(config.base, fetch=fetch_base)
     _check_task(config, base)
-    data = _read_data(config)
+    data = _hold_out(_read_data(config), config)
     plan = _plan(config, base)
     yield Preparing(stage="loading torch")
     tune_cpu()
@@ -284,6 +301,39 @@ def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
             f"with the hash {str(recipe.data.get('sha256'))[:12]}..., here {sha256[:12]}...",
             hint="give the original folder, captions and all",
         )
+
+
+def _hold_out(data: Data, config: TrainConfig) -> Data:
+    """The data with some of the training images set aside to watch, unless it is a subject's few."""
+    if isinstance(data, SubjectData):
+        return data
+    chosen = held_out(len(data.train), config.hold_out, config.seed)
+    if isinstance(data, CaptionData):
+        train, watched = _parted(data.train, chosen)
+        return dataclasses.replace(data, train=train, watched=watched)
+    pairs, watched_pairs = _parted(data.train, chosen)
+    return dataclasses.replace(data, train=pairs, watched=watched_pairs)
+
+
+def _parted(items: tuple[T, ...], chosen: tuple[int, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    others = tuple(item for place, item in enumerate(items) if place not in chosen)
+    return others, tuple(items[place] for place in chosen)
+
+
+def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
+    """Look at the held-out images where it is time, and keep the state if it is the best so far."""
+    progress = state.progress
+    if progress.step % plan.watch_every and progress.step != plan.steps:
+        return None
+    losses = task.watch()
+    if losses is None:
+        return None
+    progress.looks.append((progress.step, *losses))
+    looks = [Look(step=step, train=train, held_out=out) for step, train, out in progress.looks]
+    best = best_look(looks) == len(looks) - 1
+    if best:
+        state.keep_best()
+    return Watched(step=progress.step, train_loss=losses[0], held_out_loss=losses[1], best=best)
 
 
 def _check_task(config: TrainConfig, base: BaseModel) -> None:

@@ -35,6 +35,8 @@ class Progress:
     """Halved with each rollback."""
     rollbacks: int = 0
     losses: list[float] = field(default_factory=list)
+    looks: list[tuple[int, float, float]] = field(default_factory=list)
+    """Step, loss on training images, loss on held-out images."""
     elapsed_s: float = 0.0
 
 
@@ -53,6 +55,7 @@ class State:
         self.optimizer: Any = accelerator.prepare(optimizer)
         self.generator = torch.Generator().manual_seed(seed)
         self.progress = Progress(micro_batch=plan.batch_size)
+        self.best: dict[str, torch.Tensor] | None = None
         self._trained, self._scaler = module, accelerator.scaler
 
     def capture(self) -> dict[str, Any]:
@@ -66,6 +69,7 @@ class State:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
             "progress": asdict(self.progress),
+            "best": self.best,
         }
         copied: dict[str, Any] = tree_map(_copied, state)
         return copied
@@ -84,6 +88,18 @@ class State:
         torch.set_rng_state(captured["torch"])
         torch.cuda.set_rng_state_all(captured["cuda"])
         self.progress = Progress(**tree_map(_copied, captured["progress"]))
+        self.best = captured["best"]
+
+    def keep_best(self) -> None:
+        """Remember the trained values as they are now."""
+        self.best = tree_map(_copied, self._tensors())
+
+    @torch.no_grad()
+    def take_best(self) -> None:
+        """Go back to the remembered values, where there are any."""
+        own = self._tensors()
+        for name, value in (self.best or {}).items():
+            own[name].copy_(value)
 
     def is_finite(self) -> bool:
         """Whether every trained value is a number."""

@@ -61,6 +61,10 @@ def _common(command: F) -> F:
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--checkpoint-every", type=int, metavar="STEPS",
                      help="Save the state this often; 0 only when stopped.  [default: ten times]"),
+        click.option("--hold-out", type=float, metavar="PART",
+                     help="Part of the images to watch on.  [default: a tenth of 20 or more]"),
+        click.option("--auto-stop/--no-auto-stop", default=None,
+                     help="Stop when held-out images get worse.  [default: where there are some]"),
         click.option("--sample-every", type=int, metavar="STEPS",
                      help="Draw samples this often; 0 for never.  [default: twice]"),
         json_option,
@@ -268,6 +272,7 @@ def _shown(out: Output, events: Iterator[Event]) -> Iterator[Event]:
         StepDone,
         Verified,
         Warned,
+        Watched,
     )
 
     with ExitStack() as steps:
@@ -284,6 +289,8 @@ def _shown(out: Output, events: Iterator[Event]) -> Iterator[Event]:
                     out.note(f"going on after step {event.step}")
                 case StepDone() if bar:
                     bar.update(event.step, loss=event.loss, rate=event.learning_rate)
+                case Watched() if bar:
+                    bar.update(held_out=event.held_out_loss)
                 case Sampled() if bar:
                     bar.update(samples=event.step)
                 case Evaluated():

@@ -133,30 +133,34 @@ class Diffusion:
         predicted = self._kind.predict(module, self.pipeline, noisy, noised.timesteps, self._cast(conditions))
         return (predicted.float() - noised.target.float()).pow(2).mean(dim=(1, 2, 3))
 
-    @torch.no_grad()
     def compare(self, latents: Latents, conditions: Conditions) -> dict[str, float]:
         """The loss of the base and of the adapter on the same noise at the same timesteps."""
-        chosen = list(range(min(len(latents), JUDGED_IMAGES)))
-        self.denoiser.eval()
         losses = []
         for adapted in (False, True):
-            generator = torch.Generator().manual_seed(self.setup.config.seed)
-            total = 0.0
             with self._adapter(adapted):
-                for part in range(JUDGED_TIMESTEPS):
-                    place = int(self.noise.count * (part + 0.5) / JUDGED_TIMESTEPS)
-                    for start in range(0, len(chosen), ENCODE_BATCH):
-                        batch = chosen[start : start + ENCODE_BATCH]
-                        loss = self.denoising_loss(
-                            self.denoiser,
-                            latents.draw(batch, generator),
-                            take(conditions, batch),
-                            generator,
-                            torch.full((len(batch),), place),
-                        )
-                        total += float(loss.sum())
-            losses.append(total / (JUDGED_TIMESTEPS * len(chosen)))
+                losses.append(self.fixed_loss(latents, conditions, JUDGED_IMAGES))
         return {"loss_base": losses[0], "loss_adapter": losses[1]}
+
+    @torch.no_grad()
+    def fixed_loss(self, latents: Latents, conditions: Conditions, count: int) -> float:
+        """Mean denoising error on the first `count` images, with the same noise and timesteps each time."""
+        chosen = list(range(min(len(latents), count)))
+        generator = torch.Generator().manual_seed(self.setup.config.seed)
+        self.denoiser.eval()
+        total = 0.0
+        for part in range(JUDGED_TIMESTEPS):
+            place = int(self.noise.count * (part + 0.5) / JUDGED_TIMESTEPS)
+            for start in range(0, len(chosen), ENCODE_BATCH):
+                batch = chosen[start : start + ENCODE_BATCH]
+                loss = self.denoising_loss(
+                    self.denoiser,
+                    latents.draw(batch, generator),
+                    take(conditions, batch),
+                    generator,
+                    torch.full((len(batch),), place),
+                )
+                total += float(loss.sum())
+        return total / (JUDGED_TIMESTEPS * len(chosen))
 
     # -- looking at it ---------------------------------------------------------------------
 

@@ -68,6 +68,9 @@ class DreamBooth:
         )
         return errors[:size].mean() + self._prior_weight * errors[size:].mean()
 
+    def watch(self) -> None:
+        """A subject's few images are all trained on: none is left to watch."""
+
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid of samples with one more column."""
         return self.diffusion.sample(step, self.prompts, self._shown, folder)

@@ -22,7 +22,7 @@ from hubctl.modeling.loading import load_segmenter
 from train.adapt import head_name, lora_config, resolve_targets, trained_in_float32
 from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
 from train.evaluate import confusion, labels_at
-from train.scores import best_mapping, mapped, scores
+from train.scores import Scores, best_mapping, mapped, scores
 from train.tasks.grid import draw_looks
 from train.tasks.task import Evaluation, Setup
 from train.verify import require_same_answer, require_same_tensors
@@ -85,6 +85,13 @@ class Segmentation:
         entropy = functional.cross_entropy(logits, masks, ignore_index=IGNORED)
         return entropy + overlap_loss(logits, masks)
 
+    def watch(self) -> tuple[float, float] | None:
+        """One minus the mean IoU, on the first training images and on the watched."""
+        watched = self._data.watched
+        if not watched:
+            return None
+        return 1 - self._scores(self._data.train[: len(watched)]).mean_iou, 1 - self._scores(watched).mean_iou
+
     @torch.no_grad()
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid: picture, truth, and one column for each look at the adapter."""
@@ -105,13 +112,7 @@ class Segmentation:
     def evaluate(self) -> Evaluation:
         """Adapter and base on the held-out images, or on the training images where none are held out."""
         items, labels = self._judged(), self._data.labels
-        matrix = confusion(
-            lambda paths: self._predict(self.module, paths),
-            items,
-            true_classes=len(labels),
-            predicted_classes=len(labels),
-        )
-        adapter = scores(matrix)
+        adapter = self._scores(items)
         metrics = {
             "miou": adapter.mean_iou,
             "pixel_accuracy": adapter.pixel_accuracy,
@@ -125,6 +126,16 @@ class Segmentation:
             metrics={name: value for name, value in (metrics | base).items() if value == value},
             note=note,
         )
+
+    def _scores(self, items: Sequence[MaskedImage]) -> Scores:
+        count = len(self._data.labels)
+        matrix = confusion(
+            lambda paths: self._predict(self.module, paths),
+            items,
+            true_classes=count,
+            predicted_classes=count,
+        )
+        return scores(matrix)
 
     def _judge_base(self, items: Sequence[MaskedImage]) -> tuple[dict[str, float], str]:
         """The base's own figures, and which of its classes were counted as which."""

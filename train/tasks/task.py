@@ -59,6 +59,9 @@ class Task(Protocol):
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean loss (a scalar) over the training images `indices`; `module` as the loop wrapped it."""
 
+    def watch(self) -> tuple[float, float] | None:
+        """Loss on as many training images as are watched, and on the watched; None where none are."""
+
     def sample(self, step: int, folder: Path) -> Path:
         """Draw the adapter as it is now into `folder`, beside earlier looks; return the picture of all."""
 

@@ -29,6 +29,14 @@ class TextToImage:
         self._latents = self.diffusion.encode_images([item.path for item in data.train])
         captions = [item.caption for item in data.train]
         self._text = self.diffusion.encode_prompts(captions)
+        self._watched = (
+            (
+                self.diffusion.encode_images([item.path for item in data.watched]),
+                self.diffusion.encode_prompts([item.caption for item in data.watched]),
+            )
+            if data.watched
+            else None
+        )
         self._judged = self._latents, self._text
         if data.test:
             self._judged = (
@@ -51,6 +59,16 @@ class TextToImage:
         dropped = torch.rand(len(indices), generator=generator) < self._dropout
         text = replace_where(dropped, take(self._text, indices), self.diffusion.no_text)
         return self.diffusion.denoising_loss(module, latents, text, generator).mean()
+
+    def watch(self) -> tuple[float, float] | None:
+        """Denoising error on the first training images and on the watched, with the same noise each time."""
+        if self._watched is None:
+            return None
+        count = len(self._watched[0])
+        return (
+            self.diffusion.fixed_loss(self._latents, self._text, count),
+            self.diffusion.fixed_loss(*self._watched, count),
+        )
 
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid of samples with one more column."""

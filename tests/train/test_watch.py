@@ -1,0 +1,139 @@
+"""Watching for overfitting: the decisions by tables, and a training that does overfit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.train import tiny
+from tests.train.conftest import run
+from tests.train.test_resume import stopped_at, weights
+from train.config import TrainConfig
+from train.events import Evaluated, Started, StepDone, Warned, Watched
+from train.watch import PATIENCE, Look, best_look, held_out, should_stop, smoothed
+
+
+def looks(train: list[float], unseen: list[float]) -> list[Look]:
+    return [
+        Look(step=step, train=a, held_out=b)
+        for step, (a, b) in enumerate(zip(train, unseen, strict=True), start=1)
+    ]
+
+
+FALLING = [1 - 0.05 * n for n in range(12)]
+RISING = [1 + 0.05 * n for n in range(12)]
+TURNING = [1.0, 0.9, 0.8, 0.7] + [0.7 + 0.1 * n for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("train", "unseen", "stop"),
+    [
+        (FALLING, FALLING, False),
+        (FALLING, TURNING, True),
+        (FALLING, RISING, True),
+        (RISING, RISING, False),  # unstable, not overfitting
+        (FALLING[:PATIENCE], RISING[:PATIENCE], False),  # too early to say
+        (FALLING, [1.0] * 12, True),  # no better for long
+    ],
+)
+def test_when_to_stop(train: list[float], unseen: list[float], stop: bool) -> None:
+    assert should_stop(looks(train, unseen)) is stop
+
+
+def test_the_best_is_the_smoothed_minimum() -> None:
+    # One lucky look does not make a state the best.
+    unseen = [1.0, 0.2, 1.0, 0.5, 0.4, 0.45, 0.9]
+    found = looks([1.0] * 7, unseen)
+    means = [look.held_out for look in smoothed(found)]
+    assert means[:3] == pytest.approx([1.0, 0.6, 0.8])
+    assert best_look(found) == means.index(min(means)) == 5
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=40))
+def test_the_best_is_never_worse_than_the_last(unseen: list[float]) -> None:
+    found = looks([1.0] * len(unseen), unseen)
+    means = smoothed(found)
+    assert means[best_look(found)].held_out <= means[-1].held_out
+    assert not should_stop(found)  # the loss on training images did not fall
+
+
+@given(st.integers(1, 500), st.none() | st.floats(0, 0.5), st.integers(0, 99))
+def test_some_are_held_out_and_never_all(images: int, fraction: float | None, seed: int) -> None:
+    chosen = held_out(images, fraction, seed)
+    assert len(set(chosen)) == len(chosen) < images
+    assert set(chosen) <= set(range(images))
+    if fraction is None:
+        assert bool(chosen) == (images >= 20)
+    assert held_out(images, fraction, seed) == chosen
+
+
+def noisy_masks(folder: Path, images: int) -> Path:
+    """Pictures whose masks have nothing to do with them: all there is to learn is by heart."""
+    tiny.masked_folder(folder, images=images, classes=2)
+    for number in range(images):
+        random = np.random.default_rng(number)
+        blocks = random.integers(0, 2, (4, 4), np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(blocks).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, segmentation_base: Path) -> TrainConfig:
+    folder = tmp_path_factory.mktemp("watch")
+    return TrainConfig(
+        task="segmentation", base=str(segmentation_base), data=noisy_masks(folder / "data", 24),
+        output=folder / "out", steps=300, batch_size=8, rank=8, learning_rate=2e-2, sample_every=0,
+        schedule="constant",
+    )  # fmt: skip
+
+
+def test_learning_by_heart_is_stopped_and_the_best_state_kept(tmp_path: Path, config: TrainConfig) -> None:
+    trained = run(dataclasses.replace(config, output=tmp_path / "out"))
+    started = next(event for event in trained.events if isinstance(event, Started))
+    assert started.images == 22
+    steps = [event for event in trained.events if isinstance(event, StepDone)]
+    watched = [event for event in trained.events if isinstance(event, Watched)]
+    warned = [event.message for event in trained.events if isinstance(event, Warned)]
+    assert len(steps) < 300
+    assert any("held-out images have got worse" in message for message in warned)
+    assert watched[-1].train_loss < watched[0].train_loss
+    manifest = json.loads((trained.folder / "hubctl.json").read_text())
+    assert manifest["settings"]["steps"] == 300
+    Image.open(trained.folder / "overfit.png").verify()
+    assert "overfit.png" in (trained.folder / "README.md").read_text()
+
+
+def test_without_auto_stop_it_goes_on_but_keeps_the_best(tmp_path: Path, config: TrainConfig) -> None:
+    settings = dataclasses.replace(config, steps=60, auto_stop=False)
+    whole = run(dataclasses.replace(settings, output=tmp_path / "whole"))
+    watched = [event for event in whole.events if isinstance(event, Watched)]
+    assert len([event for event in whole.events if isinstance(event, StepDone)]) == 60
+    best = max(event.step for event in watched if event.best)
+    assert best < 60
+    # Looks and the best state survive a stop after it: the same bytes come out.
+    halves = dataclasses.replace(settings, output=tmp_path / "halves")
+    stopped_at(halves, best + 1)
+    run(dataclasses.replace(halves, resume=True))
+    assert weights(halves.output) == weights(whole.folder)
+
+
+def test_images_are_watched_for_text_to_image_too(tmp_path: Path, diffusion_base: Path) -> None:
+    data = tiny.captioned_folder(tmp_path / "data", images=10)
+    trained = run(
+        TrainConfig(
+            task="text-to-image", base=str(diffusion_base), data=data, output=tmp_path / "out", steps=6,
+            batch_size=2, rank=2, sample_every=0, hold_out=0.2,
+        )
+    )  # fmt: skip
+    watched = [event for event in trained.events if isinstance(event, Watched)]
+    assert [event.step for event in watched] == [1, 2, 3, 4, 5, 6]
+    assert watched[0].train_loss > 0
+    assert next(event for event in trained.events if isinstance(event, Started)).images == 8
+    assert next(event for event in trained.events if isinstance(event, Evaluated)).split == "train"

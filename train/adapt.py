@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -88,6 +89,15 @@ def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
     for parameter in parameters:
         parameter.data = parameter.data.to(torch.float32)
     return parameters
+
+
+def parameter_groups(module: nn.Module, lora_plus: float) -> list[dict[str, Any]]:
+    """What trains, for the optimizer: B matrices at `lora_plus` times the rate, the rest at the rate."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    faster = [p for name, p in trained.items() if ".lora_B." in name and lora_plus != 1]
+    rest = [p for name, p in trained.items() if ".lora_B." not in name or lora_plus == 1]
+    groups = [{"params": rest, "rate": 1.0}, {"params": faster, "rate": lora_plus}]
+    return [group for group in groups if group["params"]]
 
 
 def training_mode(module: nn.Module) -> None:

@@ -69,6 +69,12 @@ class TrainConfig:
     """Learn the length of each weight's columns apart from their direction (arXiv 2402.09353)."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)."""
+    lora_plus: float = 1.0
+    """Factor on the rate of LoRA's B matrices (LoRA+, arXiv 2402.12354: 16); 1 is plain LoRA."""
+    min_snr: float | None = None
+    """Weigh steps by min(SNR, this) / SNR (arXiv 2303.09556, which proposes 5); not for flow matching."""
+    noise_offset: float = 0.0
+    """Part of noise that is one number for a whole channel, so that very dark and light images are learnt."""
     targets: tuple[str, ...] = ("attention",)
     """One preset of `train.adapt`, or names of the layers to adapt."""
 
@@ -108,6 +114,11 @@ class TrainConfig:
         for name, (chosen, known) in choices.items():
             if chosen not in known:
                 raise InputError(f"--{name} is {chosen!r}", hint=f"choose one of: {', '.join(known)}")
+        if self.optimizer == "prodigy" and self.lora_plus != 1:
+            raise InputError(
+                "prodigy finds one rate for everything, so --lora-plus cannot change it for a part",
+                hint="train without --lora-plus, or with --optimizer adamw",
+            )
         if self.resume and self.restart:
             raise InputError("--resume goes on, --restart begins again: not both", hint="keep one of the two")
         if not self.base.strip():
@@ -126,7 +137,13 @@ class TrainConfig:
         for name, count in at_least_one.items():
             if count is not None and count < 1:
                 raise InputError(f"--{name} is {count}", hint=f"give --{name} 1 or more")
-        positive = {"lr": self.learning_rate, "alpha": self.alpha, "grad-norm": self.max_grad_norm}
+        positive = {
+            "lr": self.learning_rate,
+            "alpha": self.alpha,
+            "grad-norm": self.max_grad_norm,
+            "lora-plus": self.lora_plus,
+            "min-snr": self.min_snr,
+        }
         for name, number in positive.items():
             # `not >` also catches NaN.
             if number is not None and not 0 < number < float("inf"):
@@ -148,6 +165,8 @@ class TrainConfig:
         }.items():
             if every is not None and every < 0:
                 raise InputError(f"--{name} is {every}", hint="give 0 or more steps")
+        if not 0 <= self.noise_offset < 1:
+            raise InputError(f"--noise-offset is {self.noise_offset}", hint="give 0 to 1, e.g. 0.05")
         if not self.prior_weight >= 0:
             raise InputError(f"--prior-weight is {self.prior_weight}", hint="give 0 or more")
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):

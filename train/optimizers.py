@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -37,15 +38,17 @@ def open_optimizer(groups: ParameterGroups, config: TrainConfig, plan: Plan) -> 
         from prodigyopt import Prodigy
     except ImportError as error:
         raise _absent("prodigy", "prodigyopt") from error
-    # As diffusers' advanced scripts have it: https://huggingface.co/blog/sdxl_lora_advanced_script
-    return Prodigy(
-        groups,
-        lr=rate,
-        betas=(0.9, 0.99),
-        weight_decay=decay,
-        use_bias_correction=True,
-        safeguard_warmup=True,
-    )
+    # It greets on stdout, which is for data alone.
+    with contextlib.redirect_stdout(None):
+        # As diffusers' advanced scripts have it: https://huggingface.co/blog/sdxl_lora_advanced_script
+        return Prodigy(
+            groups,
+            lr=rate,
+            betas=(0.9, 0.99),
+            weight_decay=decay,
+            use_bias_correction=True,
+            safeguard_warmup=True,
+        )
 
 
 def set_rate(optimizer: Any, rate: float) -> None:

@@ -6,31 +6,21 @@ whole or not at all.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
-from hubctl.base_models import BaseModel, FetchBase, locate_base
+from hubctl.base_models import BaseModel, FetchBase
 from hubctl.cpu import tune_cpu
-from hubctl.errors import DataError, InputError
 from train.base_size import native_px
 from train.config import TrainConfig
-from train.dataset import (
-    CaptionData,
-    MaskData,
-    SubjectData,
-    read_captions,
-    read_masks,
-    read_subject,
-)
+from train.dataset import MaskData
 from train.events import (
     Checkpointed,
     Evaluated,
     Event,
-    Planned,
     Preparing,
     Resumed,
     Sampled,
@@ -42,29 +32,15 @@ from train.events import (
     Warned,
     Watched,
 )
-from train.plan import Plan, make_plan
+from train.plan import Plan
+from train.prepare import Data, open_training, prepare
 from train.recipe import Recipe, identity, recipe_settings, write_recipe
-from train.watch import Look, best_look, held_out, should_stop
+from train.watch import Look, best_look, should_stop
 from train.work import Work, refuse_other_training, work_folder
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from train.state import State
-    from train.tasks.task import Setup, Task
-
-T = TypeVar("T")
-Data = CaptionData | MaskData | SubjectData
-
-HUB_TASKS = {
-    "text-to-image": "text-to-image",
-    "dreambooth": "text-to-image",
-    "segmentation": "image-segmentation",
-}
-"""The task, as the Hub names it, that a base must have."""
-
-TRAINABLE_DENOISERS = ("sd1", "sd2", "sdxl", "sd3", "flux")
-"""Families for text-to-image; every segmentation model that hubctl knows is trained."""
+    from train.tasks.task import Task
 
 
 Stop = Callable[[], bool]
@@ -82,10 +58,7 @@ def train(
     Raises:
         HubctlError: of the class that fits the fault: the base, the data, the output folder.
     """
-    base = locate_base(config.base, fetch=fetch_base)
-    _check_task(config, base)
-    data = _hold_out(_read_data(config), config)
-    plan = _plan(config, base)
+    base, data, plan = prepare(config, fetch_base)
     held = work_folder(
         config.output, overwrite=config.overwrite, resume=config.resume, restart=config.restart
     )
@@ -111,7 +84,7 @@ def _train_in(
         captured, then = read_state(work.checkpoint)
         refuse_other_training(facts, then)
     yield Preparing(stage=f"loading {base.id}, encoding the data")
-    accelerator, task, state = _open(config, plan, base, data)
+    accelerator, task, state = open_training(config, plan, base, data)
     if captured:
         state.restore(captured)
     clock = Clock(state.progress.elapsed_s)
@@ -209,117 +182,6 @@ def _train_in(
     yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
 
 
-MEASURED_STEPS = 4
-"""Steps that are run to see what a training takes; the first is left out, which allocates and warms up."""
-
-
-def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iterator[Event]:
-    """Run some real steps of a training, and say what all of it will take; nothing is written.
-
-    Where the device runs out of memory, the steps are tried with fewer images at once.
-
-    Raises:
-        HubctlError: as `train`; an InputError when not even one image fits.
-    """
-    base = locate_base(config.base, fetch=fetch_base)
-    _check_task(config, base)
-    data = _hold_out(_read_data(config), config)
-    plan = _plan(config, base)
-    yield Preparing(stage="loading torch")
-    tune_cpu()
-    from train.devices import peak_memory_bytes, quiet_libraries
-
-    quiet_libraries()
-    from train.loop import run_steps
-
-    yield Preparing(stage=f"loading {base.id}, encoding the data")
-    accelerator, task, state = _open(config, plan, base, data, measuring=True)
-    yield Preparing(stage="measuring some steps")
-    tried = dataclasses.replace(plan, steps=MEASURED_STEPS)
-    done = []
-    for event in run_steps(task, config, tried, accelerator, state):
-        if isinstance(event, StepDone):
-            done.append(event)
-        else:
-            yield event
-    seconds = [1 / event.steps_per_s for event in done]
-    # `steps_per_s` is a mean over the steps so far: without the first step's part of it.
-    warm_s = (seconds[-1] * len(seconds) - seconds[0]) / max(1, len(seconds) - 1) if seconds else float("nan")
-    taken, there = peak_memory_bytes(accelerator.device)
-    trained = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
-    fits = state.progress.micro_batch
-    given = len(data.class_images) if isinstance(data, SubjectData) else 0
-    yield Planned(
-        base=base.id,
-        device=str(accelerator.device),
-        steps=plan.steps,
-        batch_size=fits,
-        accumulation=plan.images_a_step // fits,
-        resolution_px=plan.resolution_px,
-        trainable_parameters=trained,
-        adapter_bytes=trained * 4,
-        peak_memory_bytes=taken,
-        memory_bytes=there,
-        steps_per_s=1 / warm_s,
-        duration_s=plan.steps * warm_s,
-        class_images_to_draw=max(0, config.num_class_images - given) if config.class_prompt else 0,
-        changes=()
-        if fits == plan.batch_size
-        else (f"--batch-size {fits}", f"--accumulate {plan.images_a_step // fits}"),
-    )
-
-
-def _open(
-    config: TrainConfig, plan: Plan, base: BaseModel, data: Data, *, measuring: bool = False
-) -> tuple[Accelerator, Task, State]:
-    """Everything loaded and encoded, before the first step."""
-    from train.devices import open_accelerator
-    from train.optimizers import open_optimizer
-    from train.state import State
-    from train.tasks.task import Setup
-
-    accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
-    setup = Setup(
-        config=config,
-        plan=plan,
-        base=base,
-        device=accelerator.device,
-        frozen_dtype=frozen_dtype,
-        measuring=measuring,
-    )
-    task = _open_task(setup, data)
-    optimizer = open_optimizer(task.parameter_groups(), config, plan)
-    return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed)
-
-
-def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
-    """Raise `DataError` unless the configuration's data are what the recipe was made with."""
-    sha256 = _read_data(config).sha256
-    if sha256 != recipe.data.get("sha256"):
-        raise DataError(
-            f"{config.data} is not what the adapter was trained on: {recipe.data.get('images')} images "
-            f"with the hash {str(recipe.data.get('sha256'))[:12]}..., here {sha256[:12]}...",
-            hint="give the original folder, captions and all",
-        )
-
-
-def _hold_out(data: Data, config: TrainConfig) -> Data:
-    """The data with some of the training images set aside to watch, unless it is a subject's few."""
-    if isinstance(data, SubjectData):
-        return data
-    chosen = held_out(len(data.train), config.hold_out, config.seed)
-    if isinstance(data, CaptionData):
-        train, watched = _parted(data.train, chosen)
-        return dataclasses.replace(data, train=train, watched=watched)
-    pairs, watched_pairs = _parted(data.train, chosen)
-    return dataclasses.replace(data, train=pairs, watched=watched_pairs)
-
-
-def _parted(items: tuple[T, ...], chosen: tuple[int, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    others = tuple(item for place, item in enumerate(items) if place not in chosen)
-    return others, tuple(items[place] for place in chosen)
-
-
 def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
     """Look at the held-out images where it is time, and keep the state if it is the best so far."""
     progress = state.progress
@@ -334,58 +196,3 @@ def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
     if best:
         state.keep_best()
     return Watched(step=progress.step, train_loss=losses[0], held_out_loss=losses[1], best=best)
-
-
-def _check_task(config: TrainConfig, base: BaseModel) -> None:
-    if base.family.task == HUB_TASKS[config.task]:
-        if config.task != "segmentation" and base.family.name not in TRAINABLE_DENOISERS:
-            raise InputError(
-                f"{base.id} is a {base.family.name} base, which hubctl serves but cannot train yet",
-                hint=f"choose a base of the kinds {', '.join(TRAINABLE_DENOISERS)}, e.g. emoji-64",
-            )
-        return
-    fitting = "segmentation" if base.family.task == "image-segmentation" else "text-to-image"
-    raise InputError(
-        f"{base.id} is a base for {base.family.task}, which cannot learn {config.task}",
-        hint=f"hubctl train {fitting} --base {config.base} ..., or name another base",
-    )
-
-
-def _read_data(config: TrainConfig) -> Data:
-    if config.task == "segmentation":
-        return read_masks(config.data, config.labels)
-    if config.task == "dreambooth":
-        return read_subject(config.data, config.class_data)
-    return read_captions(config.data)
-
-
-def _plan(config: TrainConfig, base: BaseModel) -> Plan:
-    return make_plan(
-        task=config.task,
-        native_px=native_px(base.path),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        resolution=config.resolution,
-        warmup_fraction=config.warmup_fraction,
-        rank=config.rank,
-        alpha=config.alpha,
-        sample_every=config.sample_every,
-        accumulation=config.accumulation,
-        schedule=config.schedule,
-        checkpoint_every=config.checkpoint_every,
-    )
-
-
-def _open_task(setup: Setup, data: Data) -> Task:
-    if isinstance(data, MaskData):
-        from train.tasks.segmentation import Segmentation
-
-        return Segmentation(setup, data)
-    if isinstance(data, SubjectData):
-        from train.tasks.dreambooth import DreamBooth
-
-        return DreamBooth(setup, data)
-    from train.tasks.text_to_image import TextToImage
-
-    return TextToImage(setup, data)

@@ -46,8 +46,8 @@ def reproduce(
 
     from hubctl.adapter.diff import diff
     from hubctl.cli.convert import locate
+    from train.prepare import refuse_other_data
     from train.recipe import config_from, read_recipe
-    from train.run import refuse_other_data
 
     folder = locate(adapter, remote)
     recipe = read_recipe(folder)

@@ -52,6 +52,8 @@ def _common(command: F) -> F:
         click.option("--alpha", type=float, help="LoRA alpha.  [default: the rank]"),
         click.option("--dora", is_flag=True, help="Weight-decomposed LoRA: slower, sometimes better."),
         click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
+        click.option("--lora-plus", type=float, default=1.0, show_default=True, metavar="RATIO",
+                     help="Rate of LoRA's B over A's: LoRA+ proposes 16."),
         click.option("--targets", default="attention", show_default=True, metavar="PRESET|NAMES",
                      help="Layers to adapt: attention, attention-conv, all-linear, or names with commas."),
         click.option("--resolution", type=int, metavar="PX", help="Side of the images.  [default: the base]"),
@@ -75,10 +77,18 @@ def _common(command: F) -> F:
     return command
 
 
-_sample_prompt = click.option(
-    "--sample-prompt", "sample_prompts", multiple=True, metavar="TEXT",
-    help="Prompt to draw while training; may be repeated.",
-)  # fmt: skip
+def _diffusion(command: F) -> F:
+    """Flags of the tasks that train a denoiser."""
+    options: tuple[Callable[[Any], Any], ...] = (
+        click.option("--sample-prompt", "sample_prompts", multiple=True, metavar="TEXT",
+                     help="Prompt to draw while training; may be repeated."),
+        click.option("--min-snr", type=float, metavar="GAMMA", help="Weigh steps by min(SNR, GAMMA) / SNR."),
+        click.option("--noise-offset", type=float, default=0.0, show_default=True,
+                     help="For very dark and light images, e.g. 0.05."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group(no_args_is_help=True)
@@ -96,7 +106,7 @@ def train() -> None:
 
 @train.command("text-to-image")
 @_common
-@_sample_prompt
+@_diffusion
 @click.option("--caption-dropout", type=float, default=0.05, show_default=True,
               help="Part of the captions left out, so that guidance keeps working.")  # fmt: skip
 def text_to_image(out: Output, **settings: Any) -> None:
@@ -114,7 +124,7 @@ def text_to_image(out: Output, **settings: Any) -> None:
 
 @train.command()
 @_common
-@_sample_prompt
+@_diffusion
 @click.option("--instance-prompt", required=True, metavar="TEXT", help="Names your subject.")
 @click.option("--class-prompt", metavar="TEXT", help="Names its class; turns on prior preservation.")
 @click.option("--class-data", type=_FOLDER, metavar="DIR",
@@ -165,7 +175,7 @@ def _run(out: Output, *, targets: str, plan_only: bool, **settings: Any) -> None
 
 def _plan(out: Output, config: TrainConfig) -> None:
     from train.events import Planned, Preparing, Warned, event_data
-    from train.run import measure
+    from train.measure import measure
 
     for event in measure(config, fetch_base=_fetch_for(config.base)):
         match event:

@@ -19,7 +19,7 @@ from tests.train.conftest import run
 from train.config import TrainConfig
 from train.dataset import read_captions
 from train.events import Evaluated, StepDone
-from train.run import TRAINABLE_DENOISERS
+from train.prepare import TRAINABLE_DENOISERS
 
 DENOISERS = ("sd1", "sdxl", "sd3", "sd3-without-t5", "flux")
 

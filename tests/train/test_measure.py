@@ -10,7 +10,7 @@ import pytest
 from tests.cli import run_cli
 from tests.train.conftest import Trained
 from train.events import Planned, Started
-from train.run import measure
+from train.measure import measure
 
 
 @pytest.mark.parametrize("task", ["style", "subject", "trimap"])

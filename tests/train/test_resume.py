@@ -35,8 +35,19 @@ def weights(folder: Path) -> bytes:
     "changes",
     [
         {},
-        {"dora": True, "accumulation": 2, "optimizer": "adafactor", "schedule": "constant"},
-        {"rslora": True, "optimizer": "prodigy", "learning_rate": 1.0, "schedule": "linear"},
+        {
+            "dora": True,
+            "lora_plus": 16.0,
+            "accumulation": 2,
+            "optimizer": "adafactor",
+            "schedule": "constant",
+        },
+        {
+            "rslora": True,
+            "optimizer": "prodigy",
+            "learning_rate": 1.0,
+            "schedule": "linear",
+        },
     ],
 )
 def test_half_and_half_is_the_whole_bitwise(
@@ -103,11 +114,12 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, style: Trained) -> None:
 def spoilt(config: TrainConfig, image: str | None, largest_batch: int | None = None) -> Iterator[Event]:
     """A training whose loss is NaN where `image` is in, on a device for `largest_batch` images."""
     from hubctl.base_models import locate_base
+    from train.adapt import parameter_groups
     from train.dataset import read_captions
     from train.devices import open_accelerator
     from train.loop import run_steps
     from train.optimizers import open_optimizer
-    from train.run import _plan
+    from train.prepare import plan_for
     from train.state import State
     from train.tasks.task import Setup
     from train.tasks.text_to_image import TextToImage
@@ -121,12 +133,12 @@ def spoilt(config: TrainConfig, image: str | None, largest_batch: int | None = N
 
     accelerator, dtype = open_accelerator("no")
     base = locate_base(config.base)
-    plan = _plan(config, base)
+    plan = plan_for(config, base)
     task = Spoilt(
         Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=dtype),
         read_captions(config.data),
     )
-    optimizer = open_optimizer(task.parameter_groups(), config, plan)
+    optimizer = open_optimizer(parameter_groups(task.module, 1), config, plan)
     state = State(task.module, optimizer, accelerator, plan, config.seed)
     yield from run_steps(task, config, plan, accelerator, state)
     assert state.is_finite()

@@ -119,6 +119,7 @@ def test_the_loaded_adapter_is_the_trained_module(
     tmp_path: Path, diffusion_base: Path, captioned: Path
 ) -> None:
     from hubctl.base_models import locate_base
+    from train.adapt import parameter_groups
     from train.dataset import read_captions
     from train.devices import open_accelerator
     from train.loop import run_steps
@@ -139,7 +140,11 @@ def test_the_loaded_adapter_is_the_trained_module(
     task = TextToImage(setup, read_captions(captioned))
     untrained = denoise(task.module)
     state = State(
-        task.module, open_optimizer(task.parameter_groups(), config, plan), accelerator, plan, config.seed
+        task.module,
+        open_optimizer(parameter_groups(task.module, 1), config, plan),
+        accelerator,
+        plan,
+        config.seed,
     )
     assert len(list(run_steps(task, config, plan, accelerator, state))) == 3
     trained = denoise(task.module)

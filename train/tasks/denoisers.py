@@ -166,4 +166,4 @@ DENOISERS = {
         negative=False,
     ),
 }
-"""By family; the names are `train.run.TRAINABLE_DENOISERS`, which must be known without torch."""
+"""By family; the names are `train.prepare.TRAINABLE_DENOISERS`, which must be known without torch."""

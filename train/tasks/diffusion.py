@@ -123,15 +123,24 @@ class Diffusion:
     ) -> torch.Tensor:
         """Squared error of the prediction for each image, [B]; noise and timesteps from `generator`.
 
-        What the network predicts (noise, velocity or the clean latents) is the base's own choice.
+        What the network predicts (noise, velocity or the clean latents) is the base's own choice. With
+        `places` the error is a measurement: neither weighted nor with an offset in its noise.
         """
+        config = self.setup.config
         noise = noise_like(latents, generator)
+        training = places is None
         if places is None:
             places = self.noise.places(len(latents), generator)
+            if config.noise_offset:
+                # https://www.crosslabs.org/blog/diffusion-with-offset-noise
+                noise = noise + config.noise_offset * noise_like(latents[:, :, :1, :1], generator)
         noised = self.noise.add(latents, noise, places)
         noisy = noised.latents.to(self.setup.frozen_dtype)
         predicted = self._kind.predict(module, self.pipeline, noisy, noised.timesteps, self._cast(conditions))
-        return (predicted.float() - noised.target.float()).pow(2).mean(dim=(1, 2, 3))
+        errors = (predicted.float() - noised.target.float()).pow(2).mean(dim=(1, 2, 3))
+        if training and config.min_snr is not None:
+            errors = errors * self.noise.min_snr_weights(places, config.min_snr).to(errors)
+        return errors
 
     def compare(self, latents: Latents, conditions: Conditions) -> dict[str, float]:
         """The loss of the base and of the adapter on the same noise at the same timesteps."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -46,10 +45,6 @@ class DreamBooth:
         self.prompts: Sequence[str] = config.sample_prompts or tuple(prompts)
         self._shown = self.diffusion.encode_prompts(self.prompts)
         self.diffusion.release_encoders()
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group: the adapter."""
-        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean denoising error of the subject, plus that of as many class images times its weight."""

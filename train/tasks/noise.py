@@ -39,6 +39,9 @@ class Noise(Protocol):
     def add(self, latents: torch.Tensor, noise: torch.Tensor, places: torch.Tensor) -> Noised:
         """Mix clean latents and noise at these places."""
 
+    def min_snr_weights(self, places: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Weights of the losses at these places, [B]."""
+
 
 class Diffusion:
     """Variance-preserving noise in discrete steps (DDPM, arXiv 2006.11239).
@@ -75,6 +78,17 @@ class Diffusion:
             target = self._schedule.get_velocity(latents, noise, places)
         return Noised(noisy, places, target)
 
+    def min_snr_weights(self, places: torch.Tensor, gamma: float) -> torch.Tensor:
+        """Min-SNR-gamma (arXiv 2303.09556, section 3.4), for what this network predicts."""
+        part = self._schedule.alphas_cumprod[places.cpu()]
+        snr = part / (1 - part)
+        capped = snr.clamp(max=gamma)
+        # Seen from the clean latents all of them weigh the same; each prediction has its own factor.
+        if self._kind == "sample":
+            return capped
+        # A last step of pure noise (zero terminal SNR) has no noise to predict: its weight is one.
+        return torch.where(snr == 0, 1.0, capped / snr) if self._kind == "epsilon" else capped / (snr + 1)
+
 
 class Flow:
     """Straight lines from latents to noise; the network predicts their direction (rectified flow).
@@ -98,3 +112,7 @@ class Flow:
         sigmas = self._sigmas[places.cpu()].to(latents)[:, None, None, None]
         timesteps = self._timesteps[places.cpu()].to(latents.device)
         return Noised((1 - sigmas) * latents + sigmas * noise, timesteps, noise - latents)
+
+    def min_snr_weights(self, places: torch.Tensor, gamma: float) -> torch.Tensor:
+        """There is none: where flow matching looks is what its drawing of places decides."""
+        raise InputError("--min-snr is for diffusion, and this base flows", hint="train without --min-snr")

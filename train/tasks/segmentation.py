@@ -66,10 +66,6 @@ class Segmentation:
         self._pictures = load_pictures([item.path for item in data.train], plan.resolution_px)
         self._masks = torch.stack([self._load_mask(item.mask) for item in data.train])
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Adapter and head, each with its own factor on the rate."""
-        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
-
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored.
 

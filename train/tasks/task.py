@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
@@ -52,9 +52,6 @@ class Task(Protocol):
     held_out_images: int
     prompts: Sequence[str]
     """What the samples show; empty when no prompt makes them."""
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer; `rate` is a factor on the plan's learning rate."""
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean loss (a scalar) over the training images `indices`; `module` as the loop wrapped it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -48,10 +47,6 @@ class TextToImage:
         self.prompts: Sequence[str] = setup.config.sample_prompts or tuple(shown[::every][:SAMPLES])
         self._shown = self.diffusion.encode_prompts(self.prompts)
         self.diffusion.release_encoders()
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """One group: the adapter."""
-        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "rate": 1.0}]
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean denoising error."""

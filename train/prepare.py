@@ -1,0 +1,171 @@
+"""From a configuration to a training that can begin: checked, planned, loaded and encoded.
+
+What is found wrong here is found before torch is imported, but for `open_training`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from hubctl.base_models import BaseModel, FetchBase, locate_base
+from hubctl.errors import DataError, InputError
+from train.base_size import native_px
+from train.config import TrainConfig
+from train.dataset import (
+    CaptionData,
+    MaskData,
+    SubjectData,
+    read_captions,
+    read_masks,
+    read_subject,
+)
+from train.plan import Plan, make_plan
+from train.recipe import Recipe
+from train.watch import held_out
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from train.state import State
+    from train.tasks.task import Setup, Task
+
+T = TypeVar("T")
+Data = CaptionData | MaskData | SubjectData
+
+HUB_TASKS = {
+    "text-to-image": "text-to-image",
+    "dreambooth": "text-to-image",
+    "segmentation": "image-segmentation",
+}
+"""The task, as the Hub names it, that a base must have."""
+
+TRAINABLE_DENOISERS = ("sd1", "sd2", "sdxl", "sd3", "flux")
+"""Families for text-to-image; every segmentation model that hubctl knows is trained."""
+
+
+class Prepared(NamedTuple):
+    """All that is known before anything is loaded."""
+
+    base: BaseModel
+    data: Data
+    plan: Plan
+
+
+def prepare(config: TrainConfig, fetch_base: FetchBase | None) -> Prepared:
+    """Find the base, read the data, work out the plan.
+
+    Raises:
+        HubctlError: of the class that fits the fault: the base, or the data.
+    """
+    base = locate_base(config.base, fetch=fetch_base)
+    _check_task(config, base)
+    return Prepared(base, _hold_out(_read_data(config), config), plan_for(config, base))
+
+
+def open_training(
+    config: TrainConfig, plan: Plan, base: BaseModel, data: Data, *, measuring: bool = False
+) -> tuple[Accelerator, Task, State]:
+    """Load the base, encode the data, and set up the optimizer: everything before the first step."""
+    from train.adapt import parameter_groups
+    from train.devices import open_accelerator
+    from train.optimizers import open_optimizer
+    from train.state import State
+    from train.tasks.task import Setup
+
+    accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
+    setup = Setup(
+        config=config,
+        plan=plan,
+        base=base,
+        device=accelerator.device,
+        frozen_dtype=frozen_dtype,
+        measuring=measuring,
+    )
+    task = _open_task(setup, data)
+    optimizer = open_optimizer(parameter_groups(task.module, config.lora_plus), config, plan)
+    return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed)
+
+
+def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
+    """Raise `DataError` unless the configuration's data are what the recipe was made with."""
+    sha256 = _read_data(config).sha256
+    if sha256 != recipe.data.get("sha256"):
+        raise DataError(
+            f"{config.data} is not what the adapter was trained on: {recipe.data.get('images')} images "
+            f"with the hash {str(recipe.data.get('sha256'))[:12]}..., here {sha256[:12]}...",
+            hint="give the original folder, captions and all",
+        )
+
+
+def _hold_out(data: Data, config: TrainConfig) -> Data:
+    """The data with some of the training images set aside to watch, unless it is a subject's few."""
+    if isinstance(data, SubjectData):
+        return data
+    chosen = held_out(len(data.train), config.hold_out, config.seed)
+    if isinstance(data, CaptionData):
+        train, watched = _parted(data.train, chosen)
+        return dataclasses.replace(data, train=train, watched=watched)
+    pairs, watched_pairs = _parted(data.train, chosen)
+    return dataclasses.replace(data, train=pairs, watched=watched_pairs)
+
+
+def _parted(items: tuple[T, ...], chosen: tuple[int, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
+    others = tuple(item for place, item in enumerate(items) if place not in chosen)
+    return others, tuple(items[place] for place in chosen)
+
+
+def _check_task(config: TrainConfig, base: BaseModel) -> None:
+    if base.family.task == HUB_TASKS[config.task]:
+        if config.task != "segmentation" and base.family.name not in TRAINABLE_DENOISERS:
+            raise InputError(
+                f"{base.id} is a {base.family.name} base, which hubctl serves but cannot train yet",
+                hint=f"choose a base of the kinds {', '.join(TRAINABLE_DENOISERS)}, e.g. emoji-64",
+            )
+        return
+    fitting = "segmentation" if base.family.task == "image-segmentation" else "text-to-image"
+    raise InputError(
+        f"{base.id} is a base for {base.family.task}, which cannot learn {config.task}",
+        hint=f"hubctl train {fitting} --base {config.base} ..., or name another base",
+    )
+
+
+def _read_data(config: TrainConfig) -> Data:
+    if config.task == "segmentation":
+        return read_masks(config.data, config.labels)
+    if config.task == "dreambooth":
+        return read_subject(config.data, config.class_data)
+    return read_captions(config.data)
+
+
+def plan_for(config: TrainConfig, base: BaseModel) -> Plan:
+    """The numbers of a training, with what the configuration left open."""
+    return make_plan(
+        task=config.task,
+        native_px=native_px(base.path),
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        resolution=config.resolution,
+        warmup_fraction=config.warmup_fraction,
+        rank=config.rank,
+        alpha=config.alpha,
+        sample_every=config.sample_every,
+        accumulation=config.accumulation,
+        schedule=config.schedule,
+        checkpoint_every=config.checkpoint_every,
+    )
+
+
+def _open_task(setup: Setup, data: Data) -> Task:
+    if isinstance(data, MaskData):
+        from train.tasks.segmentation import Segmentation
+
+        return Segmentation(setup, data)
+    if isinstance(data, SubjectData):
+        from train.tasks.dreambooth import DreamBooth
+
+        return DreamBooth(setup, data)
+    from train.tasks.text_to_image import TextToImage
+
+    return TextToImage(setup, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
@@ -16,7 +16,7 @@ from hubctl.base_models import BaseModel, FetchBase
 from hubctl.cpu import tune_cpu
 from train.base_size import native_px
 from train.config import TrainConfig
-from train.dataset import MaskData
+from train.dataset import MaskData, SubjectData
 from train.events import (
     Checkpointed,
     Evaluated,
@@ -39,9 +39,8 @@ from train.watch import Look, best_look, should_stop
 from train.work import Work, refuse_other_training, work_folder
 
 if TYPE_CHECKING:
-    from train.state import State
+    from train.state import Clock, State
     from train.tasks.task import Task
-
 
 Stop = Callable[[], bool]
 """Asked between two steps: whether to save the state and end."""
@@ -76,7 +75,7 @@ def _train_in(
 
     quiet_libraries()
     from train import export, loop
-    from train.state import Clock, read_state, write_state
+    from train.state import Clock, read_state
 
     facts = identity(config, plan, base, data.sha256)
     captured = None
@@ -112,7 +111,76 @@ def _train_in(
         yield Resumed(step=state.progress.step)
     elif plan.sample_steps:
         yield Sampled(path=task.sample(0, work.samples), step=0)
-    for event in loop.run_steps(task, config, plan, accelerator, state):
+    steps = loop.run_steps(task, config, plan, accelerator, state)
+    for event in _looked_after(steps, work, config, plan, task, state, facts, clock, stop):
+        yield event
+        if isinstance(event, Stopped):
+            return
+    # Takes autocast off the module again, so that it is judged and saved as others will load it.
+    accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
+    kept = _take_best(state)
+    if plan.sample_steps and kept != state.progress.step:
+        # The pictures in the card show what is saved.
+        yield Sampled(path=task.sample(kept, work.samples), step=kept)
+    yield Preparing(stage="judging the adapter")
+    evaluation = task.evaluate()
+    yield Evaluated(metrics=evaluation.metrics, split=evaluation.split)
+    outcome = export.Outcome(
+        config=config,
+        plan=plan,
+        base=base,
+        images=task.images,
+        held_out_images=task.held_out_images,
+        data_sha256=data.sha256,
+        labels=data.labels if isinstance(data, MaskData) else {},
+        losses=state.progress.losses,
+        looks=_looks(state),
+        evaluation=evaluation,
+        prompts=task.prompts,
+        duration_s=clock.elapsed_s(),
+        device=str(accelerator.device),
+    )
+    watched = 0 if isinstance(data, SubjectData) else len(data.watched)
+    recipe = Recipe(
+        settings=recipe_settings(config, plan),
+        data={"sha256": data.sha256, "images": task.images + task.held_out_images + watched},
+        base={"id": base.id, "commit": base.commit, "sha256": base.sha256},
+        versions=facts["versions"],
+    )
+    with new_folder(config.output, overwrite=config.overwrite) as folder:
+        task.save(folder)
+        export.settle_header(next(folder.glob("*.safetensors")))
+        if plan.sample_steps:
+            shutil.copytree(work.samples, folder / export.SAMPLES, ignore=shutil.ignore_patterns("looks"))
+        export.write_papers(folder, config.output.resolve().name, outcome)
+        write_recipe(folder, recipe)
+        # The same gate as before push and in the server: what we made must pass it.
+        gate(folder, base)
+        yield Preparing(stage="loading what was saved into a fresh base")
+        yield Verified(difference=task.verify(folder))
+    work.finished()
+    weights = next(config.output.glob("*.safetensors"))
+    yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+
+
+def _looked_after(
+    steps: Iterator[Event],
+    work: Work,
+    config: TrainConfig,
+    plan: Plan,
+    task: Task,
+    state: State,
+    facts: dict[str, Any],
+    clock: Clock,
+    stop: Stop,
+) -> Iterator[Event]:
+    """The steps, with what comes between two of them: samples, looks, checkpoints, and reasons to end.
+
+    `Stopped` is the last event of a training that was asked to stop.
+    """
+    from train.state import write_state
+
+    for event in steps:
         yield event
         if not isinstance(event, StepDone):
             continue
@@ -130,56 +198,26 @@ def _train_in(
         if stopped:
             yield Stopped(path=work.folder, step=event.step, steps=plan.steps)
             return
-        looks = [Look(step=step, train=train, held_out=out) for step, train, out in state.progress.looks]
+        looks = _looks(state)
         if watched and config.auto_stop is not False and should_stop(looks):
             yield Warned(
                 message=f"stopped at step {event.step} of {plan.steps}: held-out images have got worse since "
                 f"step {looks[best_look(looks)].step}, which is kept (--no-auto-stop goes on)"
             )
-            break
-    # Takes autocast off the module again, so that it is judged and saved as others will load it.
-    accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
+            return
+
+
+def _looks(state: State) -> list[Look]:
+    return [Look(step=step, train=train, held_out=unseen) for step, train, unseen in state.progress.looks]
+
+
+def _take_best(state: State) -> int:
+    """Go back to the best state that was looked at, if any was; the step whose state it is now."""
+    looks = _looks(state)
+    if not looks:
+        return state.progress.step
     state.take_best()
-    yield Preparing(stage="judging the adapter")
-    evaluation = task.evaluate()
-    yield Evaluated(metrics=evaluation.metrics, split=evaluation.split)
-    outcome = export.Outcome(
-        config=config,
-        plan=plan,
-        base=base,
-        images=task.images,
-        held_out_images=task.held_out_images,
-        data_sha256=data.sha256,
-        labels=data.labels if isinstance(data, MaskData) else {},
-        losses=state.progress.losses,
-        looks=[Look(step=step, train=train, held_out=out) for step, train, out in state.progress.looks],
-        evaluation=evaluation,
-        prompts=task.prompts,
-        duration_s=clock.elapsed_s(),
-        device=str(accelerator.device),
-    )
-    with new_folder(config.output, overwrite=config.overwrite) as folder:
-        task.save(folder)
-        export.settle_header(next(folder.glob("*.safetensors")))
-        if plan.sample_steps:
-            shutil.copytree(work.samples, folder / export.SAMPLES, ignore=shutil.ignore_patterns("looks"))
-        export.write_papers(folder, config.output.resolve().name, outcome)
-        write_recipe(
-            folder,
-            Recipe(
-                settings=recipe_settings(config, plan),
-                data={"sha256": data.sha256, "images": task.images + task.held_out_images},
-                base={"id": base.id, "commit": base.commit, "sha256": base.sha256},
-                versions=facts["versions"],
-            ),
-        )
-        # The same gate as before push and in the server: what we made must pass it.
-        gate(folder, base)
-        yield Preparing(stage="loading what was saved into a fresh base")
-        yield Verified(difference=task.verify(folder))
-    work.finished()
-    weights = next(config.output.glob("*.safetensors"))
-    yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+    return looks[best_look(looks)].step
 
 
 def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
@@ -191,7 +229,7 @@ def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
     if losses is None:
         return None
     progress.looks.append((progress.step, *losses))
-    looks = [Look(step=step, train=train, held_out=out) for step, train, out in progress.looks]
+    looks = _looks(state)
     best = best_look(looks) == len(looks) - 1
     if best:
         state.keep_best()

@@ -106,6 +106,8 @@ def test_learning_by_heart_is_stopped_and_the_best_state_kept(tmp_path: Path, co
     assert watched[-1].train_loss < watched[0].train_loss
     manifest = json.loads((trained.folder / "hubctl.json").read_text())
     assert manifest["settings"]["steps"] == 300
+    assert manifest["metrics"]["steps_done"] == len(steps)
+    assert manifest["metrics"]["kept_step"] == max(event.step for event in watched if event.best)
     Image.open(trained.folder / "overfit.png").verify()
     assert "overfit.png" in (trained.folder / "README.md").read_text()
 

@@ -5,7 +5,6 @@ The file is read with torch's `weights_only`, which takes tensors and plain valu
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
@@ -19,7 +18,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from hubctl.errors import InputError, IntegrityError
+from hubctl.errors import IntegrityError
 from train.plan import Plan
 
 
@@ -112,11 +111,7 @@ class State:
 
 
 def write_state(path: Path, captured: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Write a captured state so that it is whole or the former one stays.
-
-    Raises:
-        InputError: the disk is full.
-    """
+    """Write a captured state so that it is whole or the former one stays."""
     part = path.with_suffix(".part")
     try:
         with part.open("wb") as stream:
@@ -124,16 +119,8 @@ def write_state(path: Path, captured: dict[str, Any], identity: dict[str, Any]) 
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
-    # torch's writer wraps what the disk said into an error of its own.
-    except (OSError, RuntimeError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and not (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)):
-            raise
+    finally:
         part.unlink(missing_ok=True)
-        raise InputError(
-            f"the disk is full: the checkpoint {path} could not be written; the former one is kept",
-            hint=f"make room under {path.parent}, then train again with --resume",
-        ) from error
 
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

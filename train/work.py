@@ -5,6 +5,7 @@ It goes when training has succeeded, and also when it failed before there was a 
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from hubctl.adapter.package import refuse_existing
 from hubctl.errors import ConflictError, InputError, NotFoundError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +50,7 @@ def work_folder(output: Path, *, overwrite: bool, resume: bool, restart: bool) -
     Raises:
         ConflictError: the output is there, an unfinished training is, or one is running.
         NotFoundError: there is nothing to resume.
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made, or the disk is full.
     """
     output = output.absolute()
     refuse_existing(output, overwrite=overwrite)
@@ -78,6 +82,15 @@ def work_folder(output: Path, *, overwrite: bool, resume: bool, restart: bool) -
             _empty(work)
         work.samples.mkdir(exist_ok=True)
         yield work
+    # torch's and safetensors' writers wrap what the disk said into errors of their own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_full(error):
+            raise
+        kept = f"; the checkpoint in {work.folder} is kept" if work.checkpoint.is_file() else ""
+        raise InputError(
+            f"the disk is full: {work.folder} or {output} could not be written{kept}",
+            hint="make room, then train again" + (" with --resume" if kept else ""),
+        ) from error
     finally:
         lock.release()
         if not work.checkpoint.is_file():
@@ -107,6 +120,16 @@ def refuse_other_training(now: Mapping[str, Any], then: Mapping[str, Any]) -> No
             f"the checkpoint was written with other versions, so going on would not be exact: {listed}",
             hint=f"pip install {wanted}, or start over: --restart",
         )
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the disk, a quota or a limit on files is behind this error, or behind what led to it."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(f"os error {number}" in str(error) for number in _FULL):  # as Rust says it
+        return True
+    led = error.__cause__ or error.__context__
+    return led is not None and _is_full(led)
 
 
 def _said(value: Any) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,3 +133,21 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
     assert "going on after step" in done.stderr
     assert (output / WEIGHTS).read_bytes() == uninterrupted
     assert [path.name for path in output.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(("checkpoints", "limit_kb"), [("1", 30), ("0", 10)])
+def test_a_disk_that_fills_up_is_said_and_nothing_is_left(
+    checkpoints: str, limit_kb: int, tmp_path: Path, style: Trained
+) -> None:
+    """The system's limit on a file's size stands for the disk: checkpoint, then weights, do not fit."""
+    command = [*sixty_steps(style.config), "--steps", "2", "--checkpoint-every", checkpoints]
+    line = shlex.join([*command, "--output", str(tmp_path / "out")])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f {limit_kb}; exec {line}"],
+        text=True, capture_output=True, check=False, env=environment(tmp_path / "home"),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Error: the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.training").exists()

@@ -30,25 +30,15 @@ def weights(folder: Path) -> bytes:
     return next(folder.glob("*.safetensors")).read_bytes()
 
 
-@pytest.mark.parametrize("task", ["style", "subject", "trimap"])
+ADAFACTOR = {
+    "dora": True, "lora_plus": 16.0, "accumulation": 2, "optimizer": "adafactor", "schedule": "constant",
+}  # fmt: skip
+PRODIGY = {"rslora": True, "optimizer": "prodigy", "learning_rate": 1.0, "schedule": "linear"}
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {
-            "dora": True,
-            "lora_plus": 16.0,
-            "accumulation": 2,
-            "optimizer": "adafactor",
-            "schedule": "constant",
-        },
-        {
-            "rslora": True,
-            "optimizer": "prodigy",
-            "learning_rate": 1.0,
-            "schedule": "linear",
-        },
-    ],
+    ("task", "changes"),
+    [("style", {}), ("subject", {}), ("trimap", {}), ("style", ADAFACTOR), ("trimap", PRODIGY)],
 )
 def test_half_and_half_is_the_whole_bitwise(
     task: str, changes: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest

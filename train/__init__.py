@@ -1,1 +1,1 @@
-"""Adapters out of data: `train.run.train` is the one door."""
+"""Adapters out of data: the doors are `train.run.train`, `train.measure.measure` and `train.lint.lint`."""

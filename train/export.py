@@ -13,7 +13,7 @@ from hubctl.adapter.package import MANIFEST, BaseIdentity, Manifest, manifest_js
 from hubctl.base_models import BaseModel
 from train.config import TrainConfig
 from train.plan import Plan, smooth
-from train.recipe import current_versions
+from train.recipe import current_versions, recipe_settings
 from train.tasks.task import Evaluation
 from train.watch import Look, best_look, smoothed
 
@@ -49,7 +49,7 @@ def write_papers(folder: Path, name: str, outcome: Outcome) -> None:
     """Write hubctl.json, README.md and loss.png into `folder`; `name` is the adapter's."""
     draw_losses(outcome.losses, folder / LOSS_CURVE)
     if outcome.looks:
-        draw_looks(outcome.looks, folder / WATCH_CURVE)
+        draw_overfit(outcome.looks, folder / WATCH_CURVE)
     (folder / MANIFEST).write_text(manifest_json(_manifest(outcome)), encoding="utf-8")
     (folder / CARD).write_text(render_card(_card(folder, name, outcome)), encoding="utf-8")
 
@@ -86,7 +86,7 @@ def draw_losses(losses: Sequence[float], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def draw_looks(looks: Sequence[Look], path: Path) -> None:
+def draw_overfit(looks: Sequence[Look], path: Path) -> None:
     """The smoothed loss on training and on held-out images, the gap, and the state that is kept."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -119,7 +119,7 @@ def _manifest(outcome: Outcome) -> Manifest:
         task=config.task,
         base=BaseIdentity(id=base.id, commit=base.commit, sha256=base.sha256),
         data=data,
-        settings=settings_of(config, plan),
+        settings=recipe_settings(config, plan),
         versions=current_versions(),
         metrics={
             **outcome.evaluation.metrics,
@@ -128,16 +128,6 @@ def _manifest(outcome: Outcome) -> Manifest:
             **({"kept_step": outcome.looks[best_look(outcome.looks)].step} if outcome.looks else {}),
         },
     )
-
-
-def settings_of(config: TrainConfig, plan: Plan) -> dict[str, object]:
-    """All that another training needs to come to the same weights; paths of this machine left out."""
-    private = {"base", "data", "output", "overwrite", "resume", "restart", "class_data", "task", "labels",
-               "sample_every"}  # fmt: skip
-    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in private}
-    numbers = dataclasses.asdict(plan)
-    numbers["resolution"] = numbers.pop("resolution_px")
-    return {**chosen, **numbers}
 
 
 def _card(folder: Path, name: str, outcome: Outcome) -> Card:

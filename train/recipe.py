@@ -1,7 +1,7 @@
 """`recipe.lock`: what made an adapter, so that the same data make it again.
 
 JSON: `settings` (as the command line had them, what was left open filled in), `data` (hash and number of
-images), `base` (id, commit, hash) and `versions`. Paths of the machine are not in it.
+images), `base` (id, commit, hash) and `versions`. Folders of data and output are not in it.
 """
 
 from __future__ import annotations

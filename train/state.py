@@ -68,9 +68,9 @@ class State:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all(),
             "progress": asdict(self.progress),
-            "best": self.best,
         }
-        copied: dict[str, Any] = tree_map(_copied, state)
+        # The best state is a copy already, which nothing changes.
+        copied: dict[str, Any] = tree_map(_copied, state) | {"best": self.best}
         return copied
 
     @torch.no_grad()

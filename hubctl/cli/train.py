@@ -60,7 +60,6 @@ def _common(command: F) -> F:
         click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same weights."),
         click.option("--mixed-precision", type=precisions, default="auto", show_default=True,
                      help="auto: half precision on a GPU, none on a CPU."),
-        click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--checkpoint-every", type=int, metavar="STEPS",
                      help="Save the state this often; 0 only when stopped.  [default: ten times]"),
         click.option("--hold-out", type=float, metavar="PART",
@@ -82,6 +81,7 @@ def _diffusion(command: F) -> F:
     options: tuple[Callable[[Any], Any], ...] = (
         click.option("--sample-prompt", "sample_prompts", multiple=True, metavar="TEXT",
                      help="Prompt to draw while training; may be repeated."),
+        click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--min-snr", type=float, metavar="GAMMA", help="Weigh steps by min(SNR, GAMMA) / SNR."),
         click.option("--noise-offset", type=float, default=0.0, show_default=True,
                      help="For very dark and light images, e.g. 0.05."),
@@ -208,7 +208,7 @@ def run_training(out: Output, config: TrainConfig) -> None:
     Raises:
         SystemExit: 130, when it was stopped.
     """
-    from train.events import Started, Stopped
+    from train.events import Preparing, Started, Stopped
     from train.run import train as start
 
     # Libraries warn their developers of changes to come; who types a command cannot act on that.
@@ -220,7 +220,7 @@ def run_training(out: Output, config: TrainConfig) -> None:
     stopped = False
     with closing(start(config, fetch_base=_fetch_for(config.base), stop=ask.heard)) as events:
         for event in _reported(out, events):
-            ask.patient = ask.patient or isinstance(event, Started)
+            ask.patient = isinstance(event, Started) or (ask.patient and not isinstance(event, Preparing))
             if isinstance(event, Stopped):
                 stopped = True
                 again = [word for word in sys.argv[1:] if word != "--resume"]

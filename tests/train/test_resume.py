@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,8 +13,11 @@ import torch
 from hubctl.errors import InputError, IntegrityError, NotFoundError
 from tests.train.conftest import Trained, run
 from train.config import TrainConfig
+from train.dataset import read_captions
 from train.events import Checkpointed, Event, Resumed, Sampled, StepDone, Stopped, Warned
 from train.run import train
+from train.tasks.denoisers import take
+from train.tasks.text_to_image import TextToImage
 from train.work import refuse_other_training
 
 
@@ -101,47 +104,53 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, style: Trained) -> None:
 # -- steps that go wrong -------------------------------------------------------------------------
 
 
-def spoilt(config: TrainConfig, image: str | None, largest_batch: int | None = None) -> Iterator[Event]:
-    """A training whose loss is NaN where `image` is in, on a device for `largest_batch` images."""
+Loss = Callable[[TextToImage, Any, Sequence[int], torch.Generator], torch.Tensor]
+
+
+def steps_with(config: TrainConfig, loss: Loss, trained: list[torch.Tensor] | None = None) -> Iterator[Event]:
+    """The steps of a training whose loss is `loss`; what was trained goes to `trained`."""
     from hubctl.base_models import locate_base
-    from train.adapt import parameter_groups
-    from train.dataset import read_captions
-    from train.devices import open_accelerator
     from train.loop import run_steps
-    from train.optimizers import open_optimizer
-    from train.prepare import plan_for
-    from train.state import State
-    from train.tasks.task import Setup
-    from train.tasks.text_to_image import TextToImage
+    from train.prepare import open_training, plan_for
 
-    class Spoilt(TextToImage):
-        def loss(self, module: Any, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-            if largest_batch and len(indices) > largest_batch:
-                raise torch.OutOfMemoryError("out of memory")
-            loss = super().loss(module, indices, generator)
-            return loss * torch.nan if image in [self.names[index] for index in indices] else loss
-
-    accelerator, dtype = open_accelerator("no")
     base = locate_base(config.base)
     plan = plan_for(config, base)
-    task = Spoilt(
-        Setup(config=config, plan=plan, base=base, device=accelerator.device, frozen_dtype=dtype),
-        read_captions(config.data),
-    )
-    optimizer = open_optimizer(parameter_groups(task.module, 1), config, plan)
-    state = State(task.module, optimizer, accelerator, plan, config.seed)
-    yield from run_steps(task, config, plan, accelerator, state)
+    accelerator, opened, state = open_training(config, plan, base, read_captions(config.data))
+    task = cast(TextToImage, opened)
+
+    class Other(TextToImage):
+        def __init__(self) -> None:
+            vars(self).update(vars(task))
+
+        def loss(self, module: Any, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+            return loss(task, module, indices, generator)
+
+    yield from run_steps(Other(), config, plan, accelerator, state)
     assert state.is_finite()
+    if trained is not None:
+        trained += [p.detach().clone() for p in task.module.parameters() if p.requires_grad]
+
+
+def spoilt_by(image: str) -> Loss:
+    """NaN where `image` is in."""
+
+    def loss(
+        task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator
+    ) -> torch.Tensor:
+        value = task.loss(module, indices, generator)
+        return value * torch.nan if image in [task.names[index] for index in indices] else value
+
+    return loss
 
 
 def test_an_image_that_spoils_the_loss_is_named_and_its_steps_are_skipped(style: Trained) -> None:
     config = dataclasses.replace(style.config, steps=8, batch_size=1)
-    events = [*spoilt(config, "2.png")]
+    events = [*steps_with(config, spoilt_by("2.png"))]
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert len(warned) == 2  # four images, eight steps
     assert all("2.png" in message or "all its images" in message for message in warned)
     assert len([event for event in events if isinstance(event, StepDone)]) == 6
-    named = [*spoilt(dataclasses.replace(config, steps=2, batch_size=2), "2.png")]
+    named = [*steps_with(dataclasses.replace(config, steps=2, batch_size=2), spoilt_by("2.png"))]
     assert any("the loss of 2.png is no number" in e.message for e in named if isinstance(e, Warned))
 
 
@@ -149,7 +158,7 @@ def test_what_is_bad_for_good_goes_back_and_then_gives_up(style: Trained) -> Non
     config = dataclasses.replace(style.config, steps=40, batch_size=4)
     events: list[Event] = []
     with pytest.raises(InputError, match="training has diverged"):
-        events.extend(spoilt(config, "2.png"))
+        events.extend(steps_with(config, spoilt_by("2.png")))
     warned = [event.message for event in events if isinstance(event, Warned)]
     back = [message for message in warned if "back to step 0" in message]
     assert len(back) == 3
@@ -157,36 +166,58 @@ def test_what_is_bad_for_good_goes_back_and_then_gives_up(style: Trained) -> Non
 
 
 def test_what_does_not_fit_into_memory_is_cut_smaller(style: Trained) -> None:
+    def one_at_once(
+        task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator
+    ) -> Any:
+        if len(indices) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return task.loss(module, indices, generator)
+
+    def none(task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    def wrong(task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator) -> Any:
+        raise RuntimeError("something else")
+
     config = dataclasses.replace(style.config, steps=3, batch_size=4)
-    events = [*spoilt(config, None, largest_batch=1)]
+    events = [*steps_with(config, one_at_once)]
     warned = [event.message for event in events if isinstance(event, Warned)]
     assert [message.partition(":")[0] for message in warned] == [
         "out of memory with 4 images at once", "out of memory with 2 images at once",
     ]  # fmt: skip
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
+    with pytest.raises(InputError, match="not even one image fits"):
+        [*steps_with(config, none)]
     with pytest.raises(RuntimeError, match="something else"):
-        [*failing(config)]
+        [*steps_with(config, wrong)]
 
 
-def failing(config: TrainConfig) -> Iterator[Event]:
-    from train.loop import _smaller
+def test_parts_of_a_step_come_to_the_same_as_the_whole(style: Trained) -> None:
+    def same_noise(task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator) -> Any:
+        """Each image with noise of its own, however they are cut into parts."""
+        errors = [
+            task.diffusion.denoising_loss(
+                module,
+                task._latents.draw([index], torch.Generator().manual_seed(index)),
+                take(task._text, [index]),
+                torch.Generator().manual_seed(index),
+                torch.tensor([500]),
+            )
+            for index in indices
+        ]
+        return torch.cat(errors).mean()
 
-    yield _smaller(None, {}, RuntimeError("something else"))  # type: ignore[arg-type]
-
-
-def test_parts_of_a_step_come_to_the_same_as_the_whole(tmp_path: Path, style: Trained) -> None:
-    """Gradients add up: without noise of their own, four at once are twice two."""
-    from train.plan import make_plan
-
-    settings = dict(
-        task="text-to-image", native_px=32, steps=2, learning_rate=1e-3, resolution=None,
-        warmup_fraction=0, rank=4, alpha=4, sample_every=0,
-    )  # fmt: skip
-    plan = make_plan(batch_size=2, accumulation=2, **settings)  # type: ignore[arg-type]
-    assert plan.images_a_step == 4
-    config = dataclasses.replace(style.config, output=tmp_path / "out", batch_size=2, accumulation=2, steps=2)
-    losses = [event.loss for event in run(config).events if isinstance(event, StepDone)]
-    assert len(losses) == 2
+    made: list[list[torch.Tensor]] = []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        config = dataclasses.replace(
+            style.config, steps=3, batch_size=batch_size, accumulation=accumulation, learning_rate=1e-3
+        )
+        trained: list[torch.Tensor] = []
+        list(steps_with(config, same_noise, trained))
+        made.append(trained)
+    for other in made[1:]:
+        for one, two in zip(made[0], other, strict=True):
+            assert torch.allclose(one, two, atol=1e-5)
 
 
 def test_samples_go_on_in_the_same_grid(tmp_path: Path, style: Trained) -> None:

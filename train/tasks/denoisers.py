@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from train.tasks.noise import Diffusion, Flow, Noise
+from train.tasks.noise import DiffusionNoise, FlowNoise, Noise
 
 Conditions = dict[str, torch.Tensor]
 """What prompts become, each [N, ...], under the names that the family's pipeline takes them by."""
@@ -145,22 +145,22 @@ def _flux(
 _ONE = {"num_images_per_prompt": 1}
 _PLAIN = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 _POOLED = {"prompt_embeds": 0, "pooled_prompt_embeds": 2}
-_STABLE_DIFFUSION = Denoiser(encode=_named({"prompt_embeds": 0}, **_PLAIN), predict=_sd, noise=Diffusion)
+_STABLE_DIFFUSION = Denoiser(encode=_named({"prompt_embeds": 0}, **_PLAIN), predict=_sd, noise=DiffusionNoise)
 
 DENOISERS = {
     "sd1": _STABLE_DIFFUSION,
     "sd2": _STABLE_DIFFUSION,
-    "sdxl": Denoiser(encode=_named(_POOLED, **_PLAIN), predict=_sdxl, noise=Diffusion),
+    "sdxl": Denoiser(encode=_named(_POOLED, **_PLAIN), predict=_sdxl, noise=DiffusionNoise),
     "sd3": Denoiser(
         encode=_named(_POOLED, prompt_2=None, prompt_3=None, **_PLAIN),
         predict=_sd3,
-        noise=Flow,
+        noise=FlowNoise,
         large_encoders=("text_encoder_3",),
     ),
     "flux": Denoiser(
         encode=_named({"prompt_embeds": 0, "pooled_prompt_embeds": 1}, prompt_2=None, **_ONE),
         predict=_flux,
-        noise=Flow,
+        noise=FlowNoise,
         large_encoders=("text_encoder_2",),
         guidance=3.5,
         negative=False,

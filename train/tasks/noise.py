@@ -43,7 +43,7 @@ class Noise(Protocol):
         """Weights of the losses at these places, [B]."""
 
 
-class Diffusion:
+class DiffusionNoise:
     """Variance-preserving noise in discrete steps (DDPM, arXiv 2006.11239).
 
     The network predicts the noise, the velocity (arXiv 2202.00512) or the clean latents: the base's choice.
@@ -90,7 +90,7 @@ class Diffusion:
         return torch.where(snr == 0, 1.0, capped / snr) if self._kind == "epsilon" else capped / (snr + 1)
 
 
-class Flow:
+class FlowNoise:
     """Straight lines from latents to noise; the network predicts their direction (rectified flow).
 
     Places are drawn logit-normally, as for Stable Diffusion 3 (arXiv 2403.03206, section 3.1: `rf/lognorm`),

@@ -64,6 +64,25 @@ def resolve_targets(
     return wanted
 
 
+def require_useful_rank(module: nn.Module, targets: Sequence[str], rank: int) -> None:
+    """Raise `InputError` when the rank is above that of every weight it is to change.
+
+    An update of a weight [out, in] has rank min(out, in) at most: beyond it, parameters say nothing new.
+    """
+    sizes = {
+        name: min(layer.weight.shape[0], layer.weight[0].numel())
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and any(_ends_with(name, target) for target in targets)
+    }
+    name, most = max(sizes.items(), key=lambda item: item[1])
+    if rank > most:
+        raise InputError(
+            f"rank {rank} is above the size of every layer that it would change: the largest, {name}, has "
+            f"{most}",
+            hint=f"give --rank {most} or less; 4 to 32 serve most trainings",
+        )
+
+
 def lora_config(
     config: TrainConfig, plan: Plan, *, targets: list[str], heads: Sequence[str] = ()
 ) -> LoraConfig:

@@ -12,7 +12,7 @@ Task = Literal["text-to-image", "dreambooth", "segmentation"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
 Optimizer = Literal["adamw", "adamw8bit", "prodigy", "adafactor"]
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "polynomial", "constant"]
 
 TASKS: tuple[str, ...] = get_args(Task)
 MIXED_PRECISIONS: tuple[str, ...] = get_args(MixedPrecision)
@@ -53,6 +53,8 @@ class TrainConfig:
     """Part of the steps in which the rate rises from zero."""
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
+    ema: float | None = None
+    """Judge and save a running mean of the adapter that keeps this part of itself each step, e.g. 0.99."""
     seed: int = 0
     resolution: int | None = None
     """Side of the square training images, in pixels."""
@@ -165,6 +167,8 @@ class TrainConfig:
         }.items():
             if every is not None and every < 0:
                 raise InputError(f"--{name} is {every}", hint="give 0 or more steps")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"--ema is {self.ema}", hint="give it between 0 and 1, e.g. 0.99")
         if not 0 <= self.noise_offset < 1:
             raise InputError(f"--noise-offset is {self.noise_offset}", hint="give 0 to 1, e.g. 0.05")
         if not self.prior_weight >= 0:

@@ -57,6 +57,7 @@ def run_steps(
                 bad = 0
                 progress.step += 1
                 progress.losses.append(loss)
+                state.follow()
                 yield _done(state, plan, loss, len(durations_s) / sum(durations_s))
                 if progress.step % GOOD_STATE_EVERY == 0 and state.is_finite():
                     good = state.capture()

@@ -114,7 +114,8 @@ def sample_steps(steps: int, every: int) -> tuple[int, ...]:
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str = "cosine") -> float:
     """Part of the peak rate used by `step` (from 0): a linear rise, then what `schedule` says.
 
-    `constant` stays, `linear` falls evenly to zero, `cosine` by half a cosine.
+    `constant` stays; the others fall to zero: `linear` evenly, `polynomial` by the square of what is left,
+    `cosine` by half a cosine.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -125,6 +126,8 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
     progress = (step - warmup_steps) / (steps - warmup_steps)
     if schedule == "linear":
         return 1 - progress
+    if schedule == "polynomial":
+        return (1 - progress) ** 2
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -143,6 +146,14 @@ def batches(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[t
             queue.extend(order.sample(range(examples), examples))
         yield tuple(queue[:batch_size])
         del queue[:batch_size]
+
+
+def ema_keeps(step: int, most: float) -> float:
+    """Part of itself that the running mean keeps after `step` steps: it begins short, and never above `most`.
+
+    The warm-up of diffusers' `EMAModel`, so that the mean is not of the untrained start.
+    """
+    return min(most, step / (9 + step)) if step > 1 else 0.0
 
 
 def time_left_s(steps_left: int, steps_per_s: float) -> float:

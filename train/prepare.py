@@ -84,7 +84,7 @@ def open_training(
     )
     task = _open_task(setup, data)
     optimizer = open_optimizer(parameter_groups(task.module, config.lora_plus), config, plan)
-    return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed)
+    return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed, config.ema)
 
 
 def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:

@@ -185,8 +185,11 @@ def _looked_after(
         if not isinstance(event, StepDone):
             continue
         if event.step in plan.sample_steps:
-            yield Sampled(path=task.sample(event.step, work.samples), step=event.step)
-        watched = _watch(task, plan, state)
+            with state.averaged():
+                picture = task.sample(event.step, work.samples)
+            yield Sampled(path=picture, step=event.step)
+        with state.averaged():
+            watched = _watch(task, plan, state)
         if watched:
             yield watched
         stopped = stop() and event.step < plan.steps
@@ -212,9 +215,10 @@ def _looks(state: State) -> list[Look]:
 
 
 def _take_best(state: State) -> int:
-    """Go back to the best state that was looked at, if any was; the step whose state it is now."""
+    """Go back to the best state that was looked at, else take the mean; the step whose state it is now."""
     looks = _looks(state)
     if not looks:
+        state.take_mean()
         return state.progress.step
     state.take_best()
     return looks[best_look(looks)].step

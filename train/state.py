@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hubctl.errors import IntegrityError
-from train.plan import Plan
+from train.plan import Plan, ema_keeps
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +51,7 @@ class State:
         accelerator: Accelerator,
         plan: Plan,
         seed: int,
+        ema: float | None = None,
     ) -> None:
         self.module: nn.Module = accelerator.prepare(module)
         self.optimizer: Any = accelerator.prepare(optimizer)
@@ -56,6 +59,8 @@ class State:
         self.progress = Progress(micro_batch=plan.batch_size)
         self.best: dict[str, torch.Tensor] | None = None
         self._trained, self._scaler = module, accelerator.scaler
+        self._ema = ema
+        self._mean = tree_map(_copied, self._parameters()) if ema else None
 
     def capture(self) -> dict[str, Any]:
         """A copy, on the CPU, from which `restore` comes back to this moment exactly."""
@@ -70,15 +75,12 @@ class State:
             "progress": asdict(self.progress),
         }
         # The best state is a copy already, which nothing changes.
-        copied: dict[str, Any] = tree_map(_copied, state) | {"best": self.best}
+        copied: dict[str, Any] = tree_map(_copied, state | {"mean": self._mean}) | {"best": self.best}
         return copied
 
-    @torch.no_grad()
     def restore(self, captured: dict[str, Any]) -> None:
         """Come back to the captured moment; the copy stays usable."""
-        own = self._tensors()
-        for name, value in captured["tensors"].items():
-            own[name].copy_(value)
+        self._put(captured["tensors"])
         # A copy: the optimizer keeps the tensors that it is given, and would change them.
         self.optimizer.load_state_dict(tree_map(_copied, captured["optimizer"]))
         if self._scaler:
@@ -88,17 +90,41 @@ class State:
         torch.cuda.set_rng_state_all(captured["cuda"])
         self.progress = Progress(**tree_map(_copied, captured["progress"]))
         self.best = captured["best"]
+        self._mean = tree_map(_copied, captured["mean"])
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """After a step: move the running mean, where there is one, towards the trained values."""
+        if self._ema is None or self._mean is None:
+            return
+        part = 1 - ema_keeps(self.progress.step, self._ema)
+        for name, value in self._parameters().items():
+            self._mean[name].lerp_(value.detach().to("cpu"), part)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """With the running mean, where there is one, in place of the trained values."""
+        if self._mean is None:
+            yield
+            return
+        trained = tree_map(_copied, self._parameters())
+        self._put(self._mean)
+        try:
+            yield
+        finally:
+            self._put(trained)
+
+    def take_mean(self) -> None:
+        """Put the running mean, where there is one, in place of the trained values, for good."""
+        self._put(self._mean or {})
 
     def keep_best(self) -> None:
         """Remember the trained values as they are now."""
         self.best = tree_map(_copied, self._tensors())
 
-    @torch.no_grad()
     def take_best(self) -> None:
         """Go back to the remembered values, where there are any."""
-        own = self._tensors()
-        for name, value in (self.best or {}).items():
-            own[name].copy_(value)
+        self._put(self.best or {})
 
     def is_finite(self) -> bool:
         """Whether every trained value is a number."""
@@ -106,8 +132,16 @@ class State:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """What trains, and what layers count along the way (BatchNorm's means)."""
-        trained = {name: p for name, p in self._trained.named_parameters() if p.requires_grad}
-        return trained | dict(self._trained.named_buffers())
+        return self._parameters() | dict(self._trained.named_buffers())
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return {name: p for name, p in self._trained.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        own = self._tensors()
+        for name, value in values.items():
+            own[name].copy_(value)
 
 
 def write_state(path: Path, captured: dict[str, Any], identity: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from hubctl.errors import InputError
 from hubctl.families import detect_family
 from hubctl.modeling.loading import load_segmenter
 from tests.serve.segmenters import SEGMENTERS, write_segmenter
-from train.adapt import head_name, resolve_targets
+from train.adapt import head_name, require_useful_rank, resolve_targets
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,12 @@ def test_every_kind_of_base_has_a_head_and_layers_for_lora(name: str, tmp_path: 
     targets = resolve_targets(model, ("attention",), default_targets=default, heads=heads)
     assert set(targets) <= set(default) & set(kind.targets)
     assert targets
+
+
+def test_a_rank_above_every_layer_is_refused_with_the_highest_that_serves(segformer: Any) -> None:
+    require_useful_rank(segformer, ["q_proj"], 16)
+    with pytest.raises(InputError, match=r"rank 17 .* the largest, segformer\.stages\.1.*q_proj, has 16"):
+        require_useful_rank(segformer, ["q_proj"], 17)
 
 
 def test_a_base_without_any_of_the_familys_choices_is_refused(segformer: Any) -> None:

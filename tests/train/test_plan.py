@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.plan import Plan, batches, learning_rate_factor, make_plan, sample_steps, smooth, time_left_s
+from train.plan import (
+    Plan,
+    batches,
+    ema_keeps,
+    learning_rate_factor,
+    make_plan,
+    sample_steps,
+    smooth,
+    time_left_s,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,22 @@ def test_sample_steps(steps: int, every: int, expected: tuple[int, ...]) -> None
 )
 def test_learning_rate_factor(step: int, steps: int, warmup: int, expected: float) -> None:
     assert learning_rate_factor(step, steps, warmup) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", 1.0), ("linear", 0.25), ("polynomial", 0.0625)]
+)
+def test_other_schedules_with_a_quarter_left(schedule: str, expected: float) -> None:
+    assert learning_rate_factor(85, 110, 10, schedule) == pytest.approx(expected)
+
+
+def test_the_running_mean_warms_up_as_that_of_diffusers() -> None:
+    from diffusers.training_utils import EMAModel
+
+    theirs = EMAModel([], decay=0.9)
+    assert [ema_keeps(step, 0.9) for step in range(1, 200)] == [
+        pytest.approx(theirs.get_decay(step)) for step in range(1, 200)
+    ]
 
 
 @given(st.integers(1, 500), st.floats(0, 1))

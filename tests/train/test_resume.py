@@ -35,6 +35,7 @@ def weights(folder: Path) -> bytes:
 
 ADAFACTOR = {
     "dora": True, "lora_plus": 16.0, "accumulation": 2, "optimizer": "adafactor", "schedule": "constant",
+    "ema": 0.9,
 }  # fmt: skip
 PRODIGY = {"rslora": True, "optimizer": "prodigy", "learning_rate": 1.0, "schedule": "linear"}
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from hubctl.modeling.pipelines import load_pipeline
-from train.adapt import lora_config, resolve_targets, trained_in_float32
+from train.adapt import lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.dataset import open_image, square
 from train.tasks.denoisers import DENOISERS, Conditions, join, no_text, take
 from train.tasks.grid import draw_looks
@@ -62,6 +62,7 @@ class Diffusion:
         self.pipeline = _load(setup, self._kind.large_encoders)
         self.denoiser: Any = getattr(self.pipeline, family.denoiser)
         targets = resolve_targets(self.denoiser, setup.config.targets, default_targets=family.default_targets)
+        require_useful_rank(self.denoiser, targets, setup.plan.rank)
         self.denoiser.add_adapter(lora_config(setup.config, setup.plan, targets=targets))
         if setup.config.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubctl.modeling.loading import load_segmenter
-from train.adapt import head_name, lora_config, resolve_targets, trained_in_float32
+from train.adapt import head_name, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
 from train.evaluate import confusion, labels_at
 from train.scores import Scores, best_mapping, mapped, scores
@@ -56,6 +56,7 @@ class Segmentation:
             heads=heads,
         )
         plan = setup.plan
+        require_useful_rank(model, targets, plan.rank)
         config = lora_config(setup.config, plan, targets=targets, heads=heads)
         config.base_model_name_or_path = setup.base.id
         config.revision = setup.base.commit

@@ -19,6 +19,9 @@ ATTENTION_CONV = "attention-conv"
 ALL_LINEAR = "all-linear"
 PRESETS = (ATTENTION, ATTENTION_CONV, ALL_LINEAR)
 
+CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The attention of a CLIP text encoder."""
+
 HEADS = ("decode_head", "segmentation_head", "head", "classifier")
 """Names that segmentation models of transformers give the layers that are trained whole."""
 SMALL_HEAD = 4_000_000
@@ -110,13 +113,19 @@ def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
     return parameters
 
 
-def parameter_groups(module: nn.Module, lora_plus: float) -> list[dict[str, Any]]:
-    """What trains, for the optimizer: B matrices at `lora_plus` times the rate, the rest at the rate."""
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    faster = [p for name, p in trained.items() if ".lora_B." in name and lora_plus != 1]
-    rest = [p for name, p in trained.items() if ".lora_B." not in name or lora_plus == 1]
-    groups = [{"params": rest, "rate": 1.0}, {"params": faster, "rate": lora_plus}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(module: nn.Module, plan: Plan, lora_plus: float) -> list[dict[str, Any]]:
+    """What trains, for the optimizer, by its part of the plan's rate: `rate` of each group.
+
+    Text encoders have a rate of their own, and B matrices `lora_plus` times that of their layer.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = plan.text_encoder_lr / plan.learning_rate if name.startswith("encoders.") else 1.0
+        rate *= lora_plus if ".lora_B." in name else 1.0
+        groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
 
 
 def training_mode(module: nn.Module) -> None:

@@ -10,11 +10,13 @@ from hubctl.errors import InputError
 
 Task = Literal["text-to-image", "dreambooth", "segmentation"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+Preset = Literal["object", "face", "style"]
 
 Optimizer = Literal["adamw", "adamw8bit", "prodigy", "adafactor"]
 Schedule = Literal["cosine", "linear", "polynomial", "constant"]
 
 TASKS: tuple[str, ...] = get_args(Task)
+PRESETS: tuple[str, ...] = get_args(Preset)
 MIXED_PRECISIONS: tuple[str, ...] = get_args(MixedPrecision)
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
@@ -80,6 +82,11 @@ class TrainConfig:
     targets: tuple[str, ...] = ("attention",)
     """One preset of `train.adapt`, or names of the layers to adapt."""
 
+    train_text_encoder: bool | None = None
+    """Adapt the CLIP text encoders too; `None` is no, but for presets that need it."""
+    text_encoder_lr: float | None = None
+    """Their peak rate; half of the other when absent."""
+
     hold_out: float | None = None
     """Part of the training images to watch for overfitting on; when absent, a tenth of 20 or more."""
     auto_stop: bool | None = None
@@ -92,6 +99,8 @@ class TrainConfig:
     caption_dropout: float = 0.05
     """Part of the captions replaced by the empty prompt, so that guidance keeps working."""
 
+    preset: Preset | None = None
+    """dreambooth: what kind of subject it is; settings that suit it, where none are given."""
     instance_prompt: str | None = None
     """dreambooth: the prompt that names the subject."""
     class_prompt: str | None = None
@@ -112,9 +121,10 @@ class TrainConfig:
             "mixed-precision": (self.mixed_precision, MIXED_PRECISIONS),
             "optimizer": (self.optimizer, OPTIMIZERS),
             "schedule": (self.schedule, SCHEDULES),
+            "preset": (self.preset, PRESETS),
         }
         for name, (chosen, known) in choices.items():
-            if chosen not in known:
+            if chosen is not None and chosen not in known:
                 raise InputError(f"--{name} is {chosen!r}", hint=f"choose one of: {', '.join(known)}")
         if self.optimizer == "prodigy" and self.lora_plus != 1:
             raise InputError(
@@ -126,6 +136,7 @@ class TrainConfig:
         if not self.base.strip():
             raise InputError("no base model is named", hint="name one, e.g. --base emoji-64")
         self._check_numbers()
+        self._check_text_encoder()
         self._check_dreambooth()
 
     def _check_numbers(self) -> None:
@@ -145,6 +156,7 @@ class TrainConfig:
             "grad-norm": self.max_grad_norm,
             "lora-plus": self.lora_plus,
             "min-snr": self.min_snr,
+            "text-encoder-lr": self.text_encoder_lr,
         }
         for name, number in positive.items():
             # `not >` also catches NaN.
@@ -180,8 +192,30 @@ class TrainConfig:
         if not self.targets or not all(target.strip() for target in self.targets):
             raise InputError("no layer to adapt is named", hint="give e.g. --targets attention")
 
+    def _check_text_encoder(self) -> None:
+        if self.task == "segmentation" and (self.train_text_encoder or self.text_encoder_lr):
+            raise InputError("a segmentation base has no text encoder", hint="train without it")
+        if self.text_encoder_lr is None:
+            return
+        by_preset = self.preset == "face" and self.train_text_encoder is None
+        if not (self.train_text_encoder or by_preset):
+            raise InputError(
+                "--text-encoder-lr is given, but the text encoder does not train",
+                hint="add --train-text-encoder",
+            )
+        if self.optimizer == "prodigy":
+            raise InputError(
+                "prodigy finds one rate for everything, so --text-encoder-lr cannot change it for a part",
+                hint="train without --text-encoder-lr, or with --optimizer adamw",
+            )
+
     def _check_dreambooth(self) -> None:
         if self.task == "dreambooth":
+            if self.preset == "face" and not (self.class_prompt or "").strip():
+                raise InputError(
+                    "a face needs images of other people along with it, or every face becomes this one",
+                    hint='add --class-prompt "a photo of a person"',
+                )
             if not (self.instance_prompt or "").strip():
                 raise InputError(
                     "dreambooth needs the prompt that names your subject",
@@ -192,6 +226,11 @@ class TrainConfig:
                     "class images need the prompt that names their class",
                     hint='add --class-prompt "a photo of a dog"',
                 )
+        elif self.preset:
+            raise InputError(
+                f"--preset {self.preset} is for one subject, not for {self.task}",
+                hint=f"hubctl train dreambooth --base {self.base} --data {self.data} ...",
+            )
         elif self.instance_prompt or self.class_prompt or self.class_data:
             raise InputError(
                 f"{self.task} takes its captions from the data folder, not from a prompt",

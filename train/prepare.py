@@ -83,7 +83,7 @@ def open_training(
         measuring=measuring,
     )
     task = _open_task(setup, data)
-    optimizer = open_optimizer(parameter_groups(task.module, config.lora_plus), config, plan)
+    optimizer = open_optimizer(parameter_groups(task.module, plan, config.lora_plus), config, plan)
     return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed, config.ema)
 
 
@@ -146,6 +146,10 @@ def plan_for(config: TrainConfig, base: BaseModel) -> Plan:
         steps=config.steps,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
+        preset=config.preset,
+        train_text_encoder=config.train_text_encoder,
+        text_encoder_lr=config.text_encoder_lr,
+        optimizer=config.optimizer,
         resolution=config.resolution,
         warmup_fraction=config.warmup_fraction,
         rank=config.rank,

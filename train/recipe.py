@@ -44,10 +44,17 @@ def recipe_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "batch_size": plan.batch_size,
         "learning_rate": plan.learning_rate,
+        "train_text_encoder": plan.train_text_encoder,
+        "text_encoder_lr": _text_encoder_lr(config, plan),
         "resolution": plan.resolution_px,
         "alpha": plan.alpha,
         "labels": {str(number): name for number, name in config.labels.items()},
     }
+
+
+def _text_encoder_lr(config: TrainConfig, plan: Plan) -> float | None:
+    # Prodigy takes none.
+    return plan.text_encoder_lr if plan.train_text_encoder and config.optimizer != "prodigy" else None
 
 
 def current_versions() -> dict[str, str]:

@@ -84,6 +84,10 @@ def _diffusion(command: F) -> F:
     options: tuple[Callable[[Any], Any], ...] = (
         click.option("--sample-prompt", "sample_prompts", multiple=True, metavar="TEXT",
                      help="Prompt to draw while training; may be repeated."),
+        click.option("--train-text-encoder/--no-train-text-encoder", default=None,
+                     help="Adapt CLIP too.  [default: no, but for --preset face]"),
+        click.option("--text-encoder-lr", type=float, metavar="RATE",
+                     help="Its peak rate.  [default: half of --lr]"),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--min-snr", type=float, metavar="GAMMA", help="Weigh steps by min(SNR, GAMMA) / SNR."),
         click.option("--noise-offset", type=float, default=0.0, show_default=True,
@@ -128,6 +132,11 @@ def text_to_image(out: Output, **settings: Any) -> None:
 @train.command()
 @_common
 @_diffusion
+@click.option(
+    "--preset",
+    type=click.Choice(["object", "face", "style"]),
+    help="Steps, batch, rate and text encoder that suit it.",
+)
 @click.option("--instance-prompt", required=True, metavar="TEXT", help="Names your subject.")
 @click.option("--class-prompt", metavar="TEXT", help="Names its class; turns on prior preservation.")
 @click.option("--class-data", type=_FOLDER, metavar="DIR",
@@ -145,6 +154,9 @@ def dreambooth(out: Output, **settings: Any) -> None:
     Example:
       hubctl train dreambooth --base emoji-64 --data my-dog/ --output my-dog-lora \\
           --instance-prompt "a photo of tok dog" --class-prompt "a photo of a dog"
+      hubctl train dreambooth --base stable-diffusion-v1-5/stable-diffusion-v1-5 --data me/ \\
+          --output me-lora --preset face --instance-prompt "a photo of ohwx person" \\
+          --class-prompt "a photo of a person"
     """
     _run(out, task="dreambooth", **settings)
 

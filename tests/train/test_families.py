@@ -102,9 +102,9 @@ def test_the_loss_is_what_diffusers_own_call_of_the_denoiser_gives(
         asked.setdefault("output", output[0])
 
     hook = diffusion.denoiser.register_forward_hook(remember, with_kwargs=True)
-    diffusion.draw(task._shown)
-    hook.remove()
     count = len(task.prompts)
+    diffusion.draw(task._shown, count)
+    hook.remove()
     theirs = asked["output"][-count:]  # after the half that guidance steers away from
     noisy = asked["args"][0] if asked["args"] else asked["kwargs"]["hidden_states"]
     timestep = asked["args"][1] if len(asked["args"]) > 1 else asked["kwargs"]["timestep"]
@@ -116,7 +116,7 @@ def test_the_loss_is_what_diffusers_own_call_of_the_denoiser_gives(
         timesteps = timesteps * 1000
     with torch.no_grad():
         ours = diffusion._kind.predict(
-            diffusion.denoiser, diffusion.pipeline, latents, timesteps, task._shown
+            diffusion.denoiser, diffusion.pipeline, latents, timesteps, task._shown.take(range(count))
         )
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() < 1e-5
@@ -133,7 +133,7 @@ def test_a_frozen_base_in_half_precision_trains_and_draws(
     trained = [p for p in task.module.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is not None for p in trained if p.dim() > 1)
-    assert len(task.diffusion.draw(task._shown)) == len(task.prompts)
+    assert len(task.diffusion.draw(task._shown, len(task.prompts))) == len(task.prompts)
     assert task.diffusion.pipeline.text_encoder is None
 
 

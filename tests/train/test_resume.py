@@ -16,7 +16,6 @@ from train.config import TrainConfig
 from train.dataset import read_captions
 from train.events import Checkpointed, Event, Resumed, Sampled, StepDone, Stopped, Warned
 from train.run import train
-from train.tasks.denoisers import take
 from train.tasks.text_to_image import TextToImage
 from train.work import refuse_other_training
 
@@ -42,7 +41,13 @@ PRODIGY = {"rslora": True, "optimizer": "prodigy", "learning_rate": 1.0, "schedu
 
 @pytest.mark.parametrize(
     ("task", "changes"),
-    [("style", {}), ("subject", {}), ("trimap", {}), ("style", ADAFACTOR), ("trimap", PRODIGY)],
+    [
+        ("style", {}),
+        ("subject", {"train_text_encoder": True}),
+        ("trimap", {}),
+        ("style", ADAFACTOR),
+        ("trimap", PRODIGY),
+    ],
 )
 def test_half_and_half_is_the_whole_bitwise(
     task: str, changes: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
@@ -200,7 +205,7 @@ def test_parts_of_a_step_come_to_the_same_as_the_whole(style: Trained) -> None:
             task.diffusion.denoising_loss(
                 module,
                 task._latents.draw([index], torch.Generator().manual_seed(index)),
-                take(task._text, [index]),
+                task._texts.take([index]),
                 torch.Generator().manual_seed(index),
                 torch.tensor([500]),
             )

@@ -141,7 +141,7 @@ def test_the_loaded_adapter_is_the_trained_module(
     untrained = denoise(task.module)
     state = State(
         task.module,
-        open_optimizer(parameter_groups(task.module, 1), config, plan),
+        open_optimizer(parameter_groups(task.module, plan, 1), config, plan),
         accelerator,
         plan,
         config.seed,

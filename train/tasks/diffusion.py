@@ -1,4 +1,4 @@
-"""What the diffusion tasks share: a frozen pipeline with an adapter in its denoiser.
+"""What the diffusion tasks share: a frozen pipeline with an adapter in its denoiser, and in CLIP if asked.
 
 Shapes: B images, C latent channels, H x W latent pixels.
 """
@@ -16,12 +16,15 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 from torch import nn
 
+from hubctl.adapter.kohya import clip_path
+from hubctl.errors import InputError
 from hubctl.modeling.pipelines import load_pipeline
-from train.adapt import lora_config, require_useful_rank, resolve_targets, trained_in_float32
+from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.dataset import open_image, square
-from train.tasks.denoisers import DENOISERS, Conditions, join, no_text, take
+from train.tasks.denoisers import DENOISERS, Conditions, no_text
 from train.tasks.grid import draw_looks
 from train.tasks.task import Setup
+from train.tasks.texts import Texts, remember_large_encoder
 from train.verify import require_same_answer, require_same_tensors
 
 if TYPE_CHECKING:
@@ -52,8 +55,22 @@ class Latents:
         return mean + self.deviation[chosen] * noise_like(mean, generator)
 
 
+class _Parts(nn.Module):
+    """The denoiser, with the text encoders that train beside it; asked, it is the denoiser."""
+
+    def __init__(self, denoiser: nn.Module, encoders: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.denoiser, self.encoders = denoiser, nn.ModuleDict(encoders)
+
+    def forward(self, *args: Any, **settings: Any) -> Any:
+        return self.denoiser(*args, **settings)
+
+
 class Diffusion:
-    """A diffusers pipeline, frozen, with a LoRA adapter in its denoiser."""
+    """A diffusers pipeline, frozen, with a LoRA adapter in its denoiser, and in its CLIPs if asked.
+
+    `module` is all that trains; asked, it is the denoiser.
+    """
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -66,9 +83,37 @@ class Diffusion:
         self.denoiser.add_adapter(lora_config(setup.config, setup.plan, targets=targets))
         if setup.config.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
-        trained_in_float32(self.denoiser)
+        self.encoders: dict[str, Any] = {}
+        self.module: nn.Module = self.denoiser
+        if setup.plan.train_text_encoder:
+            self.encoders = self._adapted_encoders()
+            self.module = _Parts(self.denoiser, self.encoders)
+        trained_in_float32(self.module)
         self.noise = self._kind.noise(self.pipeline.scheduler.config, setup.base.id)
-        self.no_text = no_text(self._kind.encode, self.pipeline, setup.device)
+        self.no_text = Texts(
+            [""],
+            lambda _: no_text(self._kind.encode, self.pipeline, setup.device),
+            fixed=not self.encoders,
+        )
+
+    def _adapted_encoders(self) -> dict[str, Any]:
+        setup = self.setup
+        encoders: dict[str, Any] = {
+            name: encoder
+            for name in setup.base.family.text_encoders
+            if (encoder := getattr(self.pipeline, name)) is not None
+        }
+        if not encoders:
+            raise InputError(
+                f"{setup.base.id} comes without a CLIP text encoder to train",
+                hint="train without --train-text-encoder",
+            )
+        for encoder in encoders.values():
+            require_useful_rank(encoder, CLIP_TARGETS, setup.plan.rank)
+            encoder.add_adapter(lora_config(setup.config, setup.plan, targets=list(CLIP_TARGETS)))
+        if self._kind.large_encoders:
+            remember_large_encoder(self.pipeline)
+        return encoders
 
     # -- encoding, once --------------------------------------------------------------------
 
@@ -91,19 +136,19 @@ class Diffusion:
         mean = (torch.cat(means) - shift) * scale
         return Latents(mean, torch.cat(deviations) * scale if deviations else None)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
-        """Conditions of the prompts, by the pipeline's own encoding."""
-        parts = [
-            self._kind.encode(self.pipeline, prompts[start : start + ENCODE_BATCH], self.setup.device)
-            for start in range(0, len(prompts), ENCODE_BATCH)
-        ]
-        return join(parts)
+    def texts(self, prompts: Sequence[str]) -> Texts:
+        """The prompts, encoded as the pipeline itself does; only until `release_encoders`."""
+        return Texts(
+            prompts,
+            lambda some: self._kind.encode(self.pipeline, some, self.setup.device),
+            fixed=not self.encoders,
+        )
 
     def release_encoders(self) -> None:
-        """Let go of the text encoders once every prompt is encoded: often they are larger than the rest."""
+        """Let go of the text encoders that do not train: often they are larger than the rest."""
         for name in self.setup.base.family.text_encoders + self._kind.large_encoders:
-            setattr(self.pipeline, name, None)
+            if name not in self.encoders:
+                setattr(self.pipeline, name, None)
 
     def _pixels(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
         """[B, 3, side, side] in -1..1."""
@@ -143,20 +188,20 @@ class Diffusion:
             errors = errors * self.noise.min_snr_weights(places, config.min_snr).to(errors)
         return errors
 
-    def compare(self, latents: Latents, conditions: Conditions) -> dict[str, float]:
+    def compare(self, latents: Latents, texts: Texts) -> dict[str, float]:
         """The loss of the base and of the adapter on the same noise at the same timesteps."""
         losses = []
         for adapted in (False, True):
             with self._adapter(adapted):
-                losses.append(self.fixed_loss(latents, conditions, JUDGED_IMAGES))
+                losses.append(self.fixed_loss(latents, texts, JUDGED_IMAGES))
         return {"loss_base": losses[0], "loss_adapter": losses[1]}
 
     @torch.no_grad()
-    def fixed_loss(self, latents: Latents, conditions: Conditions, count: int) -> float:
+    def fixed_loss(self, latents: Latents, texts: Texts, count: int) -> float:
         """Mean denoising error on the first `count` images, with the same noise and timesteps each time."""
         chosen = list(range(min(len(latents), count)))
         generator = torch.Generator().manual_seed(self.setup.config.seed)
-        self.denoiser.eval()
+        self.module.eval()
         total = 0.0
         for part in range(JUDGED_TIMESTEPS):
             place = int(self.noise.count * (part + 0.5) / JUDGED_TIMESTEPS)
@@ -165,7 +210,7 @@ class Diffusion:
                 loss = self.denoising_loss(
                     self.denoiser,
                     latents.draw(batch, generator),
-                    take(conditions, batch),
+                    texts.take(batch),
                     generator,
                     torch.full((len(batch),), place),
                 )
@@ -175,19 +220,18 @@ class Diffusion:
     # -- looking at it ---------------------------------------------------------------------
 
     @torch.no_grad()
-    def draw(self, prompts: Conditions, *, adapted: bool = True, seed: int = 0) -> list[Image.Image]:
-        """One picture for each prompt, by the stock pipeline; picture i starts from `seed` + i."""
-        was_training = self.denoiser.training
-        self.denoiser.eval()
+    def draw(self, prompts: Texts, count: int, *, adapted: bool = True, seed: int = 0) -> list[Image.Image]:
+        """`count` pictures, of a prompt each, by the stock pipeline; picture i starts from `seed` + i."""
+        was_training = self.module.training
+        self.module.eval()
         side = self.setup.plan.resolution_px
-        count = len(next(iter(prompts.values())))
         pictures: list[Image.Image] = []
         with self._adapter(adapted):
             for start in range(0, count, ENCODE_BATCH):
                 batch = range(start, min(start + ENCODE_BATCH, count))
-                settings: dict[str, Any] = self._cast(take(prompts, batch))
+                settings: dict[str, Any] = self._cast(prompts.take(batch))
                 if self._kind.negative:
-                    away = self._cast(take(self.no_text, [0] * len(batch)))
+                    away = self._cast(self.no_text.take([0] * len(batch)))
                     settings |= {f"negative_{name}": value for name, value in away.items()}
                 pictures += self.pipeline(
                     height=side,
@@ -197,12 +241,12 @@ class Diffusion:
                     generator=[torch.Generator().manual_seed(seed + place) for place in batch],
                     **settings,
                 ).images
-        self.denoiser.train(was_training)
+        self.module.train(was_training)
         return pictures
 
-    def sample(self, step: int, prompts: Sequence[str], conditions: Conditions, folder: Path) -> Path:
+    def sample(self, step: int, prompts: Sequence[str], texts: Texts, folder: Path) -> Path:
         """Add a column to the grid of samples: the base for step 0, then the adapter as it grows."""
-        pictures = self.draw(conditions, seed=self.setup.config.seed)
+        pictures = self.draw(texts, len(texts), seed=self.setup.config.seed)
         for number, picture in enumerate(pictures, start=1):
             picture.save(folder / f"sample-{number}.png")
         return draw_looks(folder, step, pictures, prompts, untrained="base")
@@ -211,8 +255,8 @@ class Diffusion:
         return {name: value.to(self.setup.frozen_dtype) for name, value in conditions.items()}
 
     @torch.no_grad()
-    def verify(self, folder: Path, latents: Latents, conditions: Conditions) -> float:
-        """Ask the trained denoiser, then a fresh one with the saved adapter, the same: their difference.
+    def verify(self, folder: Path, latents: Latents, texts: Texts) -> float:
+        """Ask what was trained, then a fresh base with the saved adapter, the same: their difference.
 
         Raises:
             IntegrityError: some tensors are not loaded again, or the answers differ.
@@ -221,31 +265,49 @@ class Diffusion:
         generator = torch.Generator().manual_seed(0)
         clean = latents.draw([0], generator)
         noised = self.noise.add(clean, noise_like(clean, generator), torch.tensor([self.noise.count // 2]))
-        asked = noised.latents.to(dtype), noised.timesteps, self._cast(take(conditions, [0]))
-        self.denoiser.eval()
-        trained = self._kind.predict(self.denoiser, self.pipeline, *asked).float()
-        tensors = get_peft_model_state_dict(self.denoiser)
-        self.denoiser.to("cpu")  # two of them would not fit where one just does
-        component = self.setup.base.family.denoiser
-        kind: Any = type(self.denoiser)
-        fresh = kind.from_pretrained(self.setup.base.path / component, dtype=dtype).to(device)
-        pipeline = type(self.pipeline)(**self.pipeline.components | {component: fresh})
+        asked = noised.latents.to(dtype), noised.timesteps
+        self.module.eval()
+        conditions = self._cast(texts.take([0]))
+        trained = self._kind.predict(self.denoiser, self.pipeline, *asked, conditions).float()
+        tensors = {name: get_peft_model_state_dict(part) for name, part in self._adapted().items()}
+        self.module.to("cpu")  # two of them would not fit where one just does
+        fresh: dict[str, Any] = {
+            name: type(part)
+            .from_pretrained(
+                self.setup.base.path / name, dtype=torch.float32 if name in self.encoders else dtype
+            )
+            .to(device)
+            for name, part in self._adapted().items()
+        }
+        pipeline = type(self.pipeline)(**self.pipeline.components | fresh)
         pipeline.load_lora_weights(str(folder))
-        (name,) = fresh.peft_config
-        require_same_tensors(tensors, get_peft_model_state_dict(fresh, adapter_name=name))
-        loaded = self._kind.predict(fresh.eval(), pipeline, *asked).float()
+        for name, part in fresh.items():
+            (adapter,) = part.peft_config
+            require_same_tensors(tensors[name], get_peft_model_state_dict(part, adapter_name=adapter))
+            part.eval()
+        for name in self.encoders:
+            setattr(self.pipeline, name, fresh[name])  # the texts are encoded by this pipeline
+        conditions = self._cast(texts.take([0]))
+        component = self.setup.base.family.denoiser
+        loaded = self._kind.predict(fresh[component], pipeline, *asked, conditions).float()
         return require_same_answer(trained, loaded, dtype)
+
+    def _adapted(self) -> dict[str, Any]:
+        """The parts of the pipeline that carry the adapter, by their names there."""
+        return {self.setup.base.family.denoiser: self.denoiser, **self.encoders}
 
     @contextmanager
     def _adapter(self, enabled: bool) -> Iterator[None]:
         if enabled:
             yield
             return
-        self.denoiser.disable_adapters()
+        for part in self._adapted().values():
+            part.disable_adapters()
         try:
             yield
         finally:
-            self.denoiser.enable_adapters()
+            for part in self._adapted().values():
+                part.enable_adapters()
 
     # -- the file --------------------------------------------------------------------------
 
@@ -254,17 +316,17 @@ class Diffusion:
 
         Without that header diffusers takes alpha = rank, and the adapter's strength is lost.
         """
-        settings = self.denoiser.peft_config["default"].to_dict()
-        # peft keeps the targets in a set, whose order differs from run to run.
-        settings["target_modules"] = sorted(settings["target_modules"])
-        component = self.setup.base.family.denoiser
-        self.pipeline.save_lora_weights(
-            folder,
-            **{
-                f"{component}_lora_layers": get_peft_model_state_dict(self.denoiser),
-                f"{component}_lora_adapter_metadata": settings,
-            },
-        )
+        contents: dict[str, Any] = {}
+        for name, part in self._adapted().items():
+            tensors = get_peft_model_state_dict(part)
+            if name in self.encoders:
+                # With the level that transformers 5 took out of CLIP: older ones need it, newer drop it.
+                tensors = {clip_path(path): value for path, value in tensors.items()}
+            settings = part.peft_config["default"].to_dict()
+            # peft keeps the targets in a set, whose order differs from run to run.
+            settings["target_modules"] = sorted(settings["target_modules"])
+            contents |= {f"{name}_lora_layers": tensors, f"{name}_lora_adapter_metadata": settings}
+        self.pipeline.save_lora_weights(folder, **contents)
 
 
 def _load(setup: Setup, large_encoders: Sequence[str]) -> Any:

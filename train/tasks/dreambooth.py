@@ -15,7 +15,7 @@ from torch import nn
 
 from train.config import TrainConfig
 from train.dataset import SubjectData
-from train.tasks.denoisers import join, take
+from train.tasks.denoisers import join
 from train.tasks.diffusion import LOSS_NOTE, Diffusion, Latents
 from train.tasks.task import Evaluation, Setup
 
@@ -26,31 +26,31 @@ class DreamBooth:
     def __init__(self, setup: Setup, data: SubjectData) -> None:
         config = setup.config
         self.diffusion = Diffusion(setup)
-        self.module: nn.Module = self.diffusion.denoiser
+        self.module: nn.Module = self.diffusion.module
         self.images, self.held_out_images = len(data.images), 0
         self.names: Sequence[str] = [path.name for path in data.images]
         self._latents = self.diffusion.encode_images(data.images)
         instance_prompt = config.instance_prompt or ""
-        self._text = self.diffusion.encode_prompts([instance_prompt])
+        self._texts = self.diffusion.texts([instance_prompt])
         self._prior_weight = config.prior_weight
         self._class_latents: Latents | None = None
         prompts = [instance_prompt]
         if config.class_prompt:
-            self._class_text = self.diffusion.encode_prompts([config.class_prompt])
+            self._class_texts = self.diffusion.texts([config.class_prompt])
             class_images: list[Path | Image.Image] = list(data.images)
             if not setup.measuring:
                 class_images = self._class_images(config, data.class_images)
             self._class_latents = self.diffusion.encode_images(class_images)
             prompts.append(config.class_prompt)
         self.prompts: Sequence[str] = config.sample_prompts or tuple(prompts)
-        self._shown = self.diffusion.encode_prompts(self.prompts)
+        self._shown = self.diffusion.texts(self.prompts)
         self.diffusion.release_encoders()
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean denoising error of the subject, plus that of as many class images times its weight."""
         size = len(indices)
         latents = self._latents.draw(indices, generator)
-        text = take(self._text, indices)
+        text = self._texts.take(indices)
         if self._class_latents is None:
             return self.diffusion.denoising_loss(module, latents, text, generator).mean()
         chosen = torch.randint(0, len(self._class_latents), (size,), generator=generator)
@@ -58,7 +58,7 @@ class DreamBooth:
         errors = self.diffusion.denoising_loss(
             module,
             torch.cat([latents, class_latents]),
-            join([text, take(self._class_text, indices)]),
+            join([text, self._class_texts.take(indices)]),
             generator,
         )
         return errors[:size].mean() + self._prior_weight * errors[size:].mean()
@@ -72,15 +72,15 @@ class DreamBooth:
 
     def evaluate(self) -> Evaluation:
         """Denoising loss of base and adapter on the subject, and on its class (there: drift)."""
-        metrics = self.diffusion.compare(self._latents, self._text)
+        metrics = self.diffusion.compare(self._latents, self._texts)
         if self._class_latents is not None:
-            on_class = self.diffusion.compare(self._class_latents, self._class_text)
+            on_class = self.diffusion.compare(self._class_latents, self._class_texts)
             metrics |= {f"class_{name}": value for name, value in on_class.items()}
         return Evaluation(split="train", metrics=metrics, note=LOSS_NOTE)
 
     def verify(self, folder: Path) -> float:
         """Diffusers alone loads the folder into a fresh denoiser, which must answer alike."""
-        return self.diffusion.verify(folder, self._latents, self._text)
+        return self.diffusion.verify(folder, self._latents, self._texts)
 
     def save(self, folder: Path) -> None:
         """Write the weights as diffusers does."""
@@ -94,8 +94,7 @@ class DreamBooth:
         missing = config.num_class_images - len(given)
         if missing <= 0:
             return list(given)
-        prompts = take(self._class_text, range(missing))
-        drawn = self.diffusion.draw(prompts, adapted=False, seed=config.seed)
+        drawn = self.diffusion.draw(self._class_texts, missing, adapted=False, seed=config.seed)
         if config.class_data is None:
             return [*given, *drawn]
         config.class_data.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from train.dataset import CaptionData
-from train.tasks.denoisers import replace_where, take
+from train.tasks.denoisers import replace_where
 from train.tasks.diffusion import LOSS_NOTE, Diffusion
 from train.tasks.task import Evaluation, Setup
 
@@ -21,38 +21,40 @@ class TextToImage:
 
     def __init__(self, setup: Setup, data: CaptionData) -> None:
         self.diffusion = Diffusion(setup)
-        self.module: nn.Module = self.diffusion.denoiser
+        self.module: nn.Module = self.diffusion.module
         self.images, self.held_out_images = len(data.train), len(data.test)
         self.names: Sequence[str] = [item.path.name for item in data.train]
         self._dropout = setup.config.caption_dropout
         self._latents = self.diffusion.encode_images([item.path for item in data.train])
         captions = [item.caption for item in data.train]
-        self._text = self.diffusion.encode_prompts(captions)
+        self._texts = self.diffusion.texts(captions)
         self._watched = (
             (
                 self.diffusion.encode_images([item.path for item in data.watched]),
-                self.diffusion.encode_prompts([item.caption for item in data.watched]),
+                self.diffusion.texts([item.caption for item in data.watched]),
             )
             if data.watched
             else None
         )
-        self._judged = self._latents, self._text
+        self._judged = self._latents, self._texts
         if data.test:
             self._judged = (
                 self.diffusion.encode_images([item.path for item in data.test]),
-                self.diffusion.encode_prompts([item.caption for item in data.test]),
+                self.diffusion.texts([item.caption for item in data.test]),
             )
         shown = [item.caption for item in data.test] or captions
         every = max(1, len(shown) // SAMPLES)
         self.prompts: Sequence[str] = setup.config.sample_prompts or tuple(shown[::every][:SAMPLES])
-        self._shown = self.diffusion.encode_prompts(self.prompts)
+        self._shown = self.diffusion.texts(self.prompts)
         self.diffusion.release_encoders()
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean denoising error."""
         latents = self._latents.draw(indices, generator)
         dropped = torch.rand(len(indices), generator=generator) < self._dropout
-        text = replace_where(dropped, take(self._text, indices), self.diffusion.no_text)
+        text = self._texts.take(indices)
+        if dropped.any():
+            text = replace_where(dropped, text, self.diffusion.no_text.take([0]))
         return self.diffusion.denoising_loss(module, latents, text, generator).mean()
 
     def watch(self) -> tuple[float, float] | None:
@@ -61,7 +63,7 @@ class TextToImage:
             return None
         count = len(self._watched[0])
         return (
-            self.diffusion.fixed_loss(self._latents, self._text, count),
+            self.diffusion.fixed_loss(self._latents, self._texts, count),
             self.diffusion.fixed_loss(*self._watched, count),
         )
 

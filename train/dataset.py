@@ -1,11 +1,10 @@
 """Training data on disk: read, checked file by file, and hashed, before any model is loaded.
 
 captions (text-to-image)   DIR/*.png + DIR/metadata.jsonl {"file_name", "text"}, or a .txt beside each image
-masks (segmentation)       DIR/images/*.png + DIR/masks/<same stem>.png, one class number per pixel,
-                           255 = ignored; DIR/labels.json {"0": "pet", ...} names the classes
 subject (dreambooth)       DIR/*.png
 
-Captions and masks may come as two splits, DIR/train and DIR/test: the first trains, the second judges.
+Captions may come as two splits, DIR/train and DIR/test: the first trains, the second judges. Images with
+masks are in `train.masks`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +25,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-IGNORED = 255
-"""The mask value of pixels that neither train nor count."""
 METADATA = "metadata.jsonl"
-LABELS = "labels.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,27 +48,6 @@ class CaptionData:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MaskedImage:
-    """One picture and the class of each of its pixels."""
-
-    path: Path
-    mask: Path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MaskData:
-    """Data for segmentation."""
-
-    train: tuple[MaskedImage, ...]
-    test: tuple[MaskedImage, ...]
-    labels: dict[int, str]
-    """Class number (0 to n - 1) to name."""
-    sha256: str
-    watched: tuple[MaskedImage, ...] = ()
-    """Held out of `train`, to see whether training overfits."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SubjectData:
     """Data for dreambooth."""
 
@@ -87,44 +62,11 @@ def read_captions(folder: Path) -> CaptionData:
     Raises:
         DataError: the folder, a caption or an image cannot be used; the message names the file.
     """
-    train_folder, test_folder = _splits(folder)
+    train_folder, test_folder = splits(folder)
     train = _read_captions(train_folder)
     test = _read_captions(test_folder) if test_folder else ()
-    sha256 = _fingerprint(folder, ((item.path, item.caption) for item in (*train, *test)))
+    sha256 = fingerprint(folder, ((item.path, item.caption) for item in (*train, *test)))
     return CaptionData(train=train, test=test, sha256=sha256)
-
-
-def read_masks(folder: Path, names: Mapping[int, str] | None = None) -> MaskData:
-    """Read images with masks, or their `train` and `test` splits; `names` serve without labels.json.
-
-    Raises:
-        DataError: the folder, a mask, an image or labels.json cannot be used; the message names the file.
-    """
-    train_folder, test_folder = _splits(folder)
-    train = _pair_masks(train_folder)
-    test = _pair_masks(test_folder) if test_folder else ()
-    labels = read_label_names((folder, train_folder)) or dict(names or {})
-    _check_label_numbers(labels, folder)
-    found = {item.mask: _check_mask(item) for item in (*train, *test)}
-    if not labels:
-        top = max((value for item in train for value in found[item.mask]), default=0)
-        labels = {number: f"class {number}" for number in range(top + 1)}
-    if len(labels) < 2:
-        raise DataError(
-            f"{train_folder / 'masks'} holds one class only, so there is nothing to tell apart",
-            hint="paint at least two classes: 0, 1, ...",
-        )
-    for mask, values in found.items():
-        if strange := sorted(values - labels.keys()):
-            raise DataError(
-                f"{mask} has the value {strange[0]}, but the classes are 0 to {len(labels) - 1} "
-                f"(and {IGNORED} for ignored pixels)",
-                hint=f"repaint it, or name that class in {folder / LABELS}",
-            )
-    names_text = json.dumps(labels, sort_keys=True)
-    items = [(path, "") for item in (*train, *test) for path in (item.path, item.mask)]
-    sha256 = _fingerprint(folder, [*items], names_text)
-    return MaskData(train=train, test=test, labels=labels, sha256=sha256)
 
 
 def read_subject(folder: Path, class_folder: Path | None = None) -> SubjectData:
@@ -133,13 +75,13 @@ def read_subject(folder: Path, class_folder: Path | None = None) -> SubjectData:
     Raises:
         DataError: a folder or an image cannot be used; the message names the file.
     """
-    images = _images_in(folder)
+    images = images_in(folder)
     # A class folder may be absent or empty: the base model then draws what is missing.
     has_class = class_folder is not None and class_folder.is_dir()
     class_images = list_images(class_folder) if class_folder and has_class else ()
     for path in (*images, *class_images):
         open_image(path)
-    sha256 = _fingerprint(folder, ((path, "") for path in images))
+    sha256 = fingerprint(folder, ((path, "") for path in images))
     return SubjectData(images=images, class_images=class_images, sha256=sha256)
 
 
@@ -151,35 +93,12 @@ def open_image(path: Path) -> Image.Image:
     """
     from PIL import Image
 
-    image = _decoded(path)
+    image = decoded(path)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def open_mask(path: Path) -> NDArray[np.uint8]:
-    """The class number of each pixel, uint8 (height, width).
-
-    Raises:
-        DataError: it is no image, or one with several channels.
-    """
-    import numpy as np
-
-    image = _decoded(path)
-    if image.mode not in ("L", "P", "1", "I", "I;16"):
-        raise DataError(
-            f"{path} is a {image.mode} picture, not a mask",
-            hint="save it with one channel: the class number of each pixel (8-bit grey or palette PNG)",
-        )
-    values = np.asarray(image)
-    if values.dtype != np.uint8 and values.dtype != np.bool_ and values.max(initial=0) > IGNORED:
-        raise DataError(
-            f"{path} has the value {values.max()}, above {IGNORED}",
-            hint="save it as an 8-bit PNG: the class number of each pixel",
-        )
-    return values.astype(np.uint8)
 
 
 def square(image: Image.Image, side_px: int) -> NDArray[np.uint8]:
@@ -190,7 +109,12 @@ def square(image: Image.Image, side_px: int) -> NDArray[np.uint8]:
     return np.asarray(ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS))
 
 
-def _decoded(path: Path) -> Image.Image:
+def decoded(path: Path) -> Image.Image:
+    """The picture as it is stored, upright.
+
+    Raises:
+        DataError: it is no image, or cut short.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -205,7 +129,7 @@ def _decoded(path: Path) -> Image.Image:
         ) from error
 
 
-def _splits(folder: Path) -> tuple[Path, Path | None]:
+def splits(folder: Path) -> tuple[Path, Path | None]:
     """The folder to train on, and the one to judge on."""
     require_folder(folder)
     train, test = folder / "train", folder / "test"
@@ -231,7 +155,12 @@ def list_images(folder: Path) -> tuple[Path, ...]:
     )
 
 
-def _images_in(folder: Path) -> tuple[Path, ...]:
+def images_in(folder: Path) -> tuple[Path, ...]:
+    """The image files of a folder, by name.
+
+    Raises:
+        DataError: there is no folder, or none in it.
+    """
     require_folder(folder)
     images = list_images(folder)
     if not images:
@@ -276,14 +205,14 @@ def _read_captions(folder: Path) -> tuple[CaptionedImage, ...]:
         items = tuple(_metadata_items(metadata))
         _check_all_captioned(folder, items)
     else:
-        items = tuple(_sidecar_item(path) for path in _images_in(folder))
+        items = tuple(_sidecar_item(path) for path in images_in(folder))
     for item in items:
         open_image(item.path)
     return items
 
 
 def _metadata_items(metadata: Path) -> Iterator[CaptionedImage]:
-    lines = _read_text(metadata).splitlines()
+    lines = read_text(metadata).splitlines()
     seen: dict[Path, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -346,13 +275,18 @@ def _sidecar_item(path: Path) -> CaptionedImage:
     hint = f"write what it shows: echo 'a red apple' > {shlex.quote(str(text))}"
     if not text.is_file():
         raise DataError(f"{path} has no caption: neither {text.name} nor {METADATA} is there", hint=hint)
-    caption = " ".join(_read_text(text).split())
+    caption = " ".join(read_text(text).split())
     if not caption:
         raise DataError(f"{text} is empty", hint=hint)
     return CaptionedImage(path=path, caption=caption)
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: it is something else.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -361,83 +295,7 @@ def _read_text(path: Path) -> str:
         ) from error
 
 
-# -- masks -------------------------------------------------------------------------------------
-
-
-def _pair_masks(folder: Path) -> tuple[MaskedImage, ...]:
-    items, faults = pair_masks(folder)
-    if faults:
-        raise faults[0][1]
-    return items
-
-
-def pair_masks(folder: Path) -> tuple[tuple[MaskedImage, ...], Faults]:
-    """Every image with its mask, and every image or mask that is alone.
-
-    Raises:
-        DataError: a folder is missing or empty.
-    """
-    images = _images_in(folder / "images")
-    mask_folder = folder / "masks"
-    require_folder(mask_folder)
-    masks = {path.stem: path for path in sorted(mask_folder.glob("*.png"))}
-    items = []
-    faults: Faults = []
-    for path in images:
-        mask = masks.pop(path.stem, None)
-        if mask is None:
-            hint = f"add {mask_folder / (path.stem + '.png')}, or remove the image"
-            faults.append((path, DataError(f"{path} has no mask", hint=hint)))
-        else:
-            items.append(MaskedImage(path=path, mask=mask))
-    for orphan in masks.values():
-        hint = f"add it to {folder / 'images'}, or remove the mask"
-        faults.append((orphan, DataError(f"{orphan} has no image", hint=hint)))
-    return tuple(items), faults
-
-
-def _check_mask(item: MaskedImage) -> set[int]:
-    """The class numbers in the mask, which must be as large as its image."""
-    import numpy as np
-
-    width, height = open_image(item.path).size
-    mask = open_mask(item.mask)
-    if mask.shape != (height, width):
-        raise DataError(
-            f"{item.mask} has {mask.shape[1]} x {mask.shape[0]} pixels, its image {width} x {height}",
-            hint="save the mask in the image's own size",
-        )
-    return {int(value) for value in np.unique(mask)} - {IGNORED}
-
-
-def read_label_names(folders: Iterable[Path]) -> dict[int, str]:
-    """Class number to name, from the first labels.json; empty where there is none.
-
-    Raises:
-        DataError: the file cannot be understood.
-    """
-    path = next((folder / LABELS for folder in folders if (folder / LABELS).is_file()), None)
-    if path is None:
-        return {}
-    hint = 'write it like {"0": "pet", "1": "border", "2": "background"}'
-    try:
-        entries: Any = json.loads(_read_text(path))
-        return {int(number): str(name) for number, name in entries.items()}
-    except (ValueError, AttributeError) as error:
-        raise DataError(f"{path} does not name the classes: {error}", hint=hint) from error
-
-
-def _check_label_numbers(labels: Mapping[int, str], folder: Path) -> None:
-    if labels and sorted(labels) != list(range(len(labels))):
-        raise DataError(
-            f"the classes in {folder / LABELS} are numbered {sorted(labels)}",
-            hint=f"number them 0 to {len(labels) - 1}, without a gap",
-        )
-    if len(labels) > IGNORED:
-        raise DataError(f"{folder / LABELS} names {len(labels)} classes", hint=f"use {IGNORED} at most")
-
-
-def _fingerprint(folder: Path, items: Iterable[tuple[Path, str]], extra: str = "") -> str:
+def fingerprint(folder: Path, items: Iterable[tuple[Path, str]], extra: str = "") -> str:
     """One hash for a data set: over each file's place, bytes and caption, in order of place."""
     total = hashlib.sha256(extra.encode())
     lines = sorted((path.relative_to(folder).as_posix(), text, path) for path, text in items)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from train.dataset import IGNORED, MaskedImage, open_mask
+from train.masks import IGNORED, MaskedImage
 
 BATCH = 16
 
@@ -29,7 +29,7 @@ def confusion(
         batch = items[start : start + BATCH]
         logits = predict([item.path for item in batch]).float().cpu()
         for item, scores in zip(batch, logits, strict=True):
-            mask = torch.from_numpy(open_mask(item.mask)).long()
+            mask = torch.from_numpy(item.classes()).long()
             counter.update(labels_at(scores, tuple(mask.shape))[None], mask[None])
     matrix: list[list[int]] = counter.compute().tolist()
     return [row[:predicted_classes] for row in matrix[:true_classes]]

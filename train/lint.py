@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Literal
 
 from hubctl.errors import DataError
 from train.dataset import (
-    IGNORED,
     METADATA,
     CaptionedImage,
-    MaskedImage,
     list_images,
     open_image,
-    open_mask,
-    pair_masks,
     read_caption_items,
-    read_label_names,
     require_folder,
 )
+from train.masks import IGNORED, MaskedImage, find_pairs, has_masks
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,17 +79,15 @@ def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
     captions: dict[str, str] = {}
     classes: Counter[str] = Counter()
     images: list[Path] = []
-    for part in parts:
-        if kind == "masks":
-            images += list_images(part / "images")
-            names = read_label_names((folder, part))
-            findings += _masks(folder, part, names, classes)
-        else:
-            images += list_images(part)
-            if kind == "captions":
-                found, items = _captions(folder, part, trigger)
-                findings += found
-                captions |= {_short(folder, item.path): item.caption for item in items}
+    if kind == "masks":
+        images += [path for part in parts for path in list_images(part / "images")]
+        findings += _masks(folder, classes)
+    for part in parts if kind != "masks" else ():
+        images += list_images(part)
+        if kind == "captions":
+            found, items = _captions(folder, part, trigger)
+            findings += found
+            captions |= {_short(folder, item.path): item.caption for item in items}
     if not images:
         raise DataError(f"{folder} holds no images", hint="give the folder that you train with")
     findings += _images(folder, images, min_px)
@@ -115,7 +109,7 @@ def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
 
 
 def _kind(part: Path) -> Kind:
-    if (part / "images").is_dir() and (part / "masks").is_dir():
+    if has_masks(part):
         return "masks"
     captioned = (part / METADATA).is_file() or any(p.with_suffix(".txt").is_file() for p in list_images(part))
     return "captions" if captioned else "subject"
@@ -153,17 +147,18 @@ def _captions(
     return findings, items
 
 
-def _masks(folder: Path, part: Path, names: dict[int, str], classes: Counter[str]) -> Iterator[Finding]:
+def _masks(folder: Path, classes: Counter[str]) -> Iterator[Finding]:
     """Findings of the masks; counts pixels into `classes` on the way."""
     import numpy as np
 
-    items, faults = pair_masks(part)
-    for path, fault in faults:
+    pairs = find_pairs(folder)
+    names = pairs.labels.names
+    for path, fault in pairs.faults:
         yield Finding(code="mask", level="error", file=_short(folder, path), message=fault.message)
-    for item in items:
+    for item in (*pairs.train, *pairs.test):
         yield from _mask_fits(folder, item)
         try:
-            mask = open_mask(item.mask)
+            mask = item.classes()
         except DataError as fault:
             yield Finding(code="mask", level="error", file=_short(folder, item.mask), message=fault.message)
             continue
@@ -181,7 +176,7 @@ def _masks(folder: Path, part: Path, names: dict[int, str], classes: Counter[str
 
 def _mask_fits(folder: Path, item: MaskedImage) -> Iterator[Finding]:
     try:
-        size, mask = open_image(item.path).size, open_mask(item.mask).shape[::-1]
+        size, mask = open_image(item.path).size, item.classes().shape[::-1]
     except DataError:
         return  # said elsewhere
     if size != mask:

@@ -12,14 +12,8 @@ from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.errors import DataError, InputError
 from train.base_size import native_px
 from train.config import TrainConfig
-from train.dataset import (
-    CaptionData,
-    MaskData,
-    SubjectData,
-    read_captions,
-    read_masks,
-    read_subject,
-)
+from train.dataset import CaptionData, SubjectData, read_captions, read_subject
+from train.masks import MaskData, read_masks
 from train.plan import Plan, make_plan
 from train.recipe import Recipe
 from train.watch import held_out

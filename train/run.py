@@ -16,7 +16,7 @@ from hubctl.base_models import BaseModel, FetchBase
 from hubctl.cpu import tune_cpu
 from train.base_size import native_px
 from train.config import TrainConfig
-from train.dataset import MaskData, SubjectData
+from train.dataset import SubjectData
 from train.events import (
     Checkpointed,
     Evaluated,
@@ -32,6 +32,7 @@ from train.events import (
     Warned,
     Watched,
 )
+from train.masks import MaskData
 from train.plan import Plan
 from train.prepare import Data, open_training, prepare
 from train.recipe import Recipe, identity, recipe_settings, write_recipe

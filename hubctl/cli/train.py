@@ -166,9 +166,11 @@ def dreambooth(out: Output, **settings: Any) -> None:
 def segmentation(out: Output, **settings: Any) -> None:
     """Learn a class for each pixel from images with masks.
 
-    DIR holds images/*.png and masks/*.png of the same names, a mask's pixels being class numbers (255 is
-    ignored), and a labels.json such as {"0": "pet", "1": "border", "2": "background"}. With DIR/train and
-    DIR/test the second is only judged on.
+    DIR holds images/*.png and masks/*.png of the same names, and a labels.json which says what a mask's
+    pixels mean, by value or by colour: {"0": "background", "255": "pet"} or {"#ff0000": "pet", "#000000":
+    "background"}; equal names are one class, null is ignored, and 255 too where it has no name. Without it
+    pixels are class numbers. With DIR/train and DIR/test the second is only judged on. The Oxford-IIIT Pet
+    data set is taken as it unpacks.
 
     \b
     Example:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from train.dataset import IGNORED
+from train.masks import IGNORED
 from train.tasks.segmentation import augment, overlap_loss
 
 

@@ -3,21 +3,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from hubctl.errors import DataError
 from tests.train import tiny
-from train.dataset import open_image, open_mask, read_captions, read_masks, read_subject, square
+from train.dataset import open_image, read_captions, read_subject, square
 
 
 def rewrite(path: Path, text: str) -> None:
     path.write_text(text)
-
-
-def save_mask(path: Path, value: int, side_px: int = tiny.SIDE_PX) -> None:
-    Image.fromarray(np.full((side_px, side_px), value, np.uint8)).save(path)
 
 
 CAPTION_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
@@ -73,43 +68,6 @@ def test_caption_faults_name_the_file(
     assert caught.value.hint
 
 
-MASK_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("no images", lambda d: (d / "images").rename(d / "imgs"), "images"),
-    ("no masks", lambda d: (d / "masks").rename(d / "labels"), "there is no folder"),
-    ("no mask", lambda d: (d / "masks/1.png").unlink(), "1.png has no mask"),
-    ("no image", lambda d: (d / "images/1.png").unlink(), "1.png has no image"),
-    (
-        "wrong size",
-        lambda d: save_mask(d / "masks/1.png", 0, 16),
-        "1.png has 16 x 16 pixels, its image 32 x 32",
-    ),
-    ("colour mask", lambda d: tiny.picture(0).save(d / "masks/1.png"), "1.png is a RGB picture, not a mask"),
-    ("corrupt mask", lambda d: (d / "masks/1.png").write_bytes(b"no"), "1.png is not a readable image"),
-    ("strange value", lambda d: save_mask(d / "masks/1.png", 7), "1.png has the value 7"),
-    ("gap in labels", lambda d: rewrite(d / "labels.json", '{"0": "a", "2": "b"}'), "are numbered [0, 2]"),
-    (
-        "bad labels",
-        lambda d: rewrite(d / "labels.json", '{"pet": 0}'),
-        "labels.json does not name the classes",
-    ),
-    ("labels not JSON", lambda d: rewrite(d / "labels.json", "pet"), "labels.json does not name the classes"),
-    ("a list", lambda d: rewrite(d / "labels.json", '["pet"]'), "labels.json does not name the classes"),
-]
-
-
-@pytest.mark.parametrize(("_name", "damage", "message"), MASK_FAULTS, ids=[c[0] for c in MASK_FAULTS])
-def test_mask_faults_name_the_file(
-    tmp_path: Path, _name: str, damage: Callable[[Path], object], message: str
-) -> None:
-    folder = tiny.masked_folder(tmp_path / "data")
-    rewrite(folder / "labels.json", '{"0": "outside", "1": "border", "2": "inside"}')
-    damage(folder)
-    with pytest.raises(DataError) as caught:
-        read_masks(folder)
-    assert message in caught.value.message
-    assert caught.value.hint
-
-
 def test_empty_folders_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no images"):
@@ -119,14 +77,6 @@ def test_empty_folders_and_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file is not a folder"):
         read_captions(tmp_path / "file")
-
-
-def test_masks_of_one_class_are_refused(tmp_path: Path) -> None:
-    folder = tiny.masked_folder(tmp_path)
-    for path in (folder / "masks").iterdir():
-        save_mask(path, 0)
-    with pytest.raises(DataError, match="one class only"):
-        read_masks(folder)
 
 
 def test_sidecar_captions(tmp_path: Path) -> None:
@@ -146,18 +96,6 @@ def test_splits_are_used_when_they_are_there(tmp_path: Path) -> None:
     data = read_captions(tmp_path)
     assert (len(data.train), len(data.test)) == (3, 2)
     assert {item.path.parent.name for item in data.test} == {"test"}
-
-
-def test_classes_come_from_the_masks_without_labels(tmp_path: Path) -> None:
-    folder = tiny.masked_folder(tmp_path)
-    assert read_masks(folder).labels == {0: "class 0", 1: "class 1", 2: "class 2"}
-    assert read_masks(folder, {0: "a", 1: "b", 2: "c"}).labels == {0: "a", 1: "b", 2: "c"}
-
-
-def test_ignored_pixels_belong_to_no_class(tmp_path: Path) -> None:
-    folder = tiny.masked_folder(tmp_path)
-    save_mask(folder / "masks" / "0.png", 255)
-    assert len(read_masks(folder).labels) == 3
 
 
 def test_the_hash_follows_bytes_and_captions_but_not_the_place(tmp_path: Path) -> None:
@@ -187,22 +125,6 @@ def test_the_middle_square_is_cut_and_resized() -> None:
     assert pixels.shape == (16, 16, 3)
     # Resampling lets a little red in at the two sides.
     assert (pixels[:, 4:-4] == (0, 0, 255)).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
-def test_masks_keep_their_numbers(tmp_path: Path, mode: str) -> None:
-    values = np.array([[0, 1], [2, 255]], np.uint16 if mode == "I;16" else np.uint8)
-    image = Image.fromarray(values)
-    if mode == "P":
-        image.putpalette([number // 3 for number in range(768)])
-    image.save(tmp_path / "mask.png")
-    assert open_mask(tmp_path / "mask.png").tolist() == [[0, 1], [2, 255]]
-
-
-def test_a_deep_mask_with_large_values_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 300]], np.uint16)).save(tmp_path / "mask.png")
-    with pytest.raises(DataError, match="has the value 300"):
-        open_mask(tmp_path / "mask.png")
 
 
 def test_class_images_may_be_missing(tmp_path: Path) -> None:

@@ -222,8 +222,8 @@ def test_what_is_judged_is_what_is_saved(trimap: Trained, masked: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSemanticSegmentation
 
-    from train.dataset import read_masks
     from train.evaluate import confusion
+    from train.masks import read_masks
     from train.scores import scores
 
     base = AutoModelForSemanticSegmentation.from_pretrained(
@@ -251,7 +251,7 @@ def test_pictures_are_prepared_as_the_bases_own_processor_does(
 
     tiny.picture(3, side_px=50).resize((50, 41)).save(tmp_path / "a.png")
     mean, std = normalisation(segmentation_base)
-    ours = (load_pictures([tmp_path / "a.png"], tiny.SIDE_PX) - mean) / std
+    ours = (load_pictures([tmp_path / "a.png"], tiny.SIDE_PX) / 255 - mean) / std
     processor = AutoImageProcessor.from_pretrained(segmentation_base)
     theirs = processor(images=np.asarray(Image.open(tmp_path / "a.png")), return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, theirs)

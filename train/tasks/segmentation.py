@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from hubctl.modeling.loading import load_segmenter
 from train.adapt import head_name, lora_config, require_useful_rank, resolve_targets, trained_in_float32
-from train.dataset import IGNORED, MaskData, MaskedImage, open_image, open_mask
+from train.dataset import open_image
 from train.evaluate import confusion, labels_at
+from train.masks import IGNORED, MaskData, MaskedImage
 from train.scores import Scores, best_mapping, mapped, scores
 from train.tasks.grid import draw_looks
 from train.tasks.task import Evaluation, Setup
@@ -64,8 +65,9 @@ class Segmentation:
         self.module.to(setup.device)
         trained_in_float32(self.module)
         self._mean, self._std = normalisation(setup.base.path)
+        # Bytes: in float32 thousands of large images would fill the memory of most machines.
         self._pictures = load_pictures([item.path for item in data.train], plan.resolution_px)
-        self._masks = torch.stack([self._load_mask(item.mask) for item in data.train])
+        self._masks = torch.stack([self._load_mask(item) for item in data.train])
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored.
@@ -73,7 +75,7 @@ class Segmentation:
         Cross entropy alone gives a thin class, such as a border, little weight; overlap counts classes alike.
         """
         chosen = list(indices)
-        pictures, masks = augment(self._pictures[chosen], self._masks[chosen], generator)
+        pictures, masks = augment(self._pictures[chosen].float() / 255, self._masks[chosen], generator)
         logits = module(pixel_values=self._normalised(pictures)).logits
         logits = functional.interpolate(
             logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
@@ -94,9 +96,7 @@ class Segmentation:
         """Redraw the grid: picture, truth, and one column for each look at the adapter."""
         items = self._judged()[:: max(1, len(self._judged()) // SAMPLES)][:SAMPLES]
         pictures = [open_image(item.path) for item in items]
-        truth = [
-            overlay(picture, open_mask(item.mask)) for picture, item in zip(pictures, items, strict=True)
-        ]
+        truth = [overlay(picture, item.classes()) for picture, item in zip(pictures, items, strict=True)]
         logits = self._predict(self.module, [item.path for item in items])
         drawn = [
             overlay(picture, labels_at(scores, picture.size[::-1]).numpy().astype(np.uint8))
@@ -185,13 +185,13 @@ class Segmentation:
     @torch.no_grad()
     def _predict(self, model: Any, paths: Sequence[Path]) -> torch.Tensor:
         model.eval()
-        pictures = load_pictures(paths, self._setup.plan.resolution_px)
+        pictures = load_pictures(paths, self._setup.plan.resolution_px).float() / 255
         logits: torch.Tensor = model(pixel_values=self._normalised(pictures)).logits
         return logits
 
-    def _load_mask(self, path: Path) -> torch.Tensor:
+    def _load_mask(self, item: MaskedImage) -> torch.Tensor:
         side = (self._setup.plan.resolution_px,) * 2
-        mask = Image.fromarray(open_mask(path)).resize(side, Image.Resampling.NEAREST)
+        mask = Image.fromarray(item.classes()).resize(side, Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(mask))
 
     def _normalised(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -213,10 +213,10 @@ def overlap_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def load_pictures(paths: Sequence[Path], side_px: int) -> torch.Tensor:
-    """Pictures as [B, 3, H, W] in 0..1; each is squeezed whole into the square, as processors do."""
+    """Pictures as uint8 [B, 3, H, W]; each is squeezed whole into the square, as processors do."""
     side = (side_px, side_px)
     arrays = [np.asarray(open_image(path).resize(side, Image.Resampling.BILINEAR)) for path in paths]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def augment(

@@ -56,6 +56,14 @@ class SubjectData:
     sha256: str
 
 
+def is_captioned(folder: Path) -> bool:
+    """Whether the folder, or its split to train on, holds captions."""
+    part, _ = splits(folder)
+    return (part / METADATA).is_file() or any(
+        path.with_suffix(".txt").is_file() for path in list_images(part)
+    )
+
+
 def read_captions(folder: Path) -> CaptionData:
     """Read a folder of captioned images, or its `train` and `test` splits.
 

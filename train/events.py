@@ -57,6 +57,14 @@ class Sampled:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """So many pictures of an evaluation are done."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
     """What a training will take, from some real steps of it."""
 
@@ -150,6 +158,7 @@ class Warned:
 
 Event = (
     Preparing
+    | Judged
     | Started
     | Planned
     | Resumed

@@ -49,17 +49,25 @@ class Judge(nn.Module):
     @torch.no_grad()
     def predict(self, pictures: np.ndarray) -> tuple[list[str], list[str]]:
         """Names the style and the subgroup of uint8 pictures [N, 64, 64, 3]."""
-        if pictures.ndim != 4 or pictures.shape[1:] != (SIDE_PX, SIDE_PX, 3):
-            raise ValueError(f"pictures must be [N, 64, 64, 3], not {list(pictures.shape)}")
-        self.eval()
-        x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
         styles: list[str] = []
         subgroups: list[str] = []
-        for part in x.split(_BATCH):
+        for part in self._parts(pictures):
             style, subgroup = self(part)
             styles += [self.styles[i] for i in style.argmax(1).tolist()]
             subgroups += [self.subgroups[i] for i in subgroup.argmax(1).tolist()]
         return styles, subgroups
+
+    @torch.no_grad()
+    def features(self, pictures: np.ndarray) -> torch.Tensor:
+        """What the style head sees of uint8 pictures [N, 64, 64, 3]: [N, D]."""
+        return torch.cat([self.body(part).mean((2, 3)) for part in self._parts(pictures)])
+
+    def _parts(self, pictures: np.ndarray) -> tuple[torch.Tensor, ...]:
+        if pictures.ndim != 4 or pictures.shape[1:] != (SIDE_PX, SIDE_PX, 3):
+            raise ValueError(f"pictures must be [N, 64, 64, 3], not {list(pictures.shape)}")
+        self.eval()
+        x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return x.split(_BATCH)
 
 
 def load_judge(path: Path) -> Judge:

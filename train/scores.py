@@ -24,6 +24,9 @@ class Scores:
     """Intersection over union of each class; NaN for a class that neither occurs nor is predicted."""
     mean_iou: float
     """Mean over the classes that occur or are predicted."""
+    dice: tuple[float, ...]
+    """Twice the intersection over the sum of both, of each class."""
+    mean_dice: float
     pixel_accuracy: float
 
 
@@ -38,12 +41,22 @@ def scores(matrix: Matrix) -> Scores:
         iou.append(hit / union if union else math.nan)
     total = sum(predicted)
     hits = sum(matrix[number][number] for number in range(size))
-    counted = [value for value in iou if not math.isnan(value)]
+    dice = [2 * value / (1 + value) for value in iou]
     return Scores(
         iou=tuple(iou),
-        mean_iou=sum(counted) / len(counted) if counted else math.nan,
+        mean_iou=_mean(iou),
+        dice=tuple(dice),
+        mean_dice=_mean(dice),
         pixel_accuracy=hits / total if total else math.nan,
     )
+
+
+def renumbered(matrix: Matrix, numbers: Sequence[int], count: int) -> list[list[int]]:
+    """The matrix with `count` true classes, where the truth's class t is `numbers[t]`."""
+    rows = [[0] * len(matrix[0]) for _ in range(count)]
+    for number, row in zip(numbers, matrix, strict=True):
+        rows[number] = [before + more for before, more in zip(rows[number], row, strict=True)]
+    return rows
 
 
 def best_mapping(matrix: Matrix) -> tuple[int, ...]:
@@ -76,6 +89,11 @@ def mapped(matrix: Matrix, mapping: Sequence[int]) -> list[list[int]]:
         for prediction, count in enumerate(row):
             square[true][mapping[prediction]] += count
     return square
+
+
+def _mean(values: Sequence[float]) -> float:
+    counted = [value for value in values if not math.isnan(value)]
+    return sum(counted) / len(counted) if counted else math.nan
 
 
 def _climb(matrix: Matrix, start: Sequence[int], used: Sequence[int]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ MAX_HEADER_BYTES = 256 << 10
 MAX_HEADER_DEPTH = 32
 SERVER = "http://127.0.0.1:8000"
 """Where `hubctl serve` listens if nothing else is said."""
+_HEADER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +81,7 @@ def render_card(card: Card) -> str:
         data["model-index"] = [
             {
                 "name": card.title,
-                "results": [
-                    {
-                        "task": {"type": card.task},
-                        "dataset": {"name": "held-out part of the training data", "type": "imagefolder"},
-                        "metrics": [{"type": k, "value": round(v, 4)} for k, v in card.metrics.items()],
-                    }
-                ],
+                "results": [_indexed(card.task, "held-out part of the training data", card.metrics)],
             }
         ]
     header = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
@@ -102,6 +97,49 @@ def render_card(card: Card) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """Figures on one data set."""
+
+    task: Task
+    dataset: str
+    metrics: Mapping[str, float]
+    pictures: Sequence[str] = ()
+
+
+def with_result(text: str, result: Result, *, name: str) -> str:
+    """A card's text with the figures in its `model-index` and in a section of their own.
+
+    Those of an earlier judgement on the same data set make room; all else stays. `name` is the adapter's.
+    """
+    import yaml
+
+    header = _HEADER.match(text)
+    data = (yaml.safe_load(header.group(1)) if header else None) or {}
+    body = text[header.end() :] if header else text
+    try:
+        (first, *_) = data["model-index"]
+        name, earlier = first["name"], list(first["results"])
+        others = [entry for entry in earlier if entry["dataset"]["name"] != result.dataset]
+    except (KeyError, TypeError, ValueError):  # none, or not as the Hub has it
+        others = []
+    results = [*others, _indexed(result.task, result.dataset, result.metrics)]
+    data["model-index"] = [{"name": name, "results": results}]
+    title = f"## Judged on {result.dataset}"
+    kept = re.sub(rf"(?ms)^{re.escape(title)}$.*?(?=^## |\Z)", "", body).strip("\n")
+    pictures = [f"![{Path(file).stem}]({file})" for file in result.pictures]
+    section = "\n\n".join([title, _table(("metric", "value"), result.metrics), *pictures])
+    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n\n{kept}\n\n{section}\n"
+
+
+def _indexed(task: str, dataset: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "task": {"type": task},
+        "dataset": {"name": dataset, "type": "imagefolder"},
+        "metrics": [{"type": name, "value": round(value, 4)} for name, value in metrics.items()],
+    }
+
+
 def read_card_data(folder: Path) -> dict[str, Any]:
     """The metadata of `folder`'s card; empty when there is no card or no header.
 
@@ -114,7 +152,7 @@ def read_card_data(folder: Path) -> dict[str, Any]:
     import yaml
 
     text = path.read_text(encoding="utf-8", errors="replace")
-    header = re.match(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    header = _HEADER.match(text)
     if not header:
         return {}
     raw = header.group(1)

@@ -17,6 +17,7 @@ from hubctl.cli.convert import convert, diff, merge, resize
 from hubctl.cli.data import data
 from hubctl.cli.demo import demo
 from hubctl.cli.doctor import completion, doctor
+from hubctl.cli.evaluate import evaluate
 from hubctl.cli.find import list_, search, show
 from hubctl.cli.inspect import check, inspect
 from hubctl.cli.lock import lock
@@ -58,12 +59,20 @@ EXIT_CODES: dict[type[BaseException], int] = {
 
 INTERRUPTED = 130
 
-PACKAGES = {"data": "train", "train": "train", "reproduce": "train", "serve": "serve", "bench": "serve"}
+PACKAGES = {
+    "data": "train",
+    "train": "train",
+    "eval": "train",
+    "reproduce": "train",
+    "serve": "serve",
+    "bench": "serve",
+}
 """Commands that import a top-level package with a name that a user's own script may bear as well."""
 
 EXTRAS = {
     "data": "train",
     "train": "train",
+    "eval": "train",
     "reproduce": "train",
     "serve": "serve",
     "registry": "registry",
@@ -170,7 +179,8 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 for _command in (
-    demo, data, train, reproduce, push, pull, lock, verify, list_, search, show, tag, branch, move, remove,
+    demo, data, train, evaluate, reproduce,
+    push, pull, lock, verify, list_, search, show, tag, branch, move, remove,
     inspect, check, diff, convert, merge, resize, serve, generate, segment,
     login, logout, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip

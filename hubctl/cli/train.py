@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +17,7 @@ import click
 from hubctl.cli.output import Output, Progress, duration, human_bytes, json_option
 
 if TYPE_CHECKING:
-    from hubctl.base_models import FetchBase
+    from hubctl.refs import AdapterRef
     from train.config import TrainConfig
     from train.events import Event, Planned, Started
 
@@ -194,7 +193,7 @@ def _plan(out: Output, config: TrainConfig) -> None:
     from train.events import Planned, Preparing, Warned, event_data
     from train.measure import measure
 
-    for event in measure(config, fetch_base=_fetch_for(config.base)):
+    for event in measure(config, fetch_base=fetch_base):
         match event:
             case Preparing():
                 out.note(f"{event.stage} ...")
@@ -235,7 +234,7 @@ def run_training(out: Output, config: TrainConfig) -> None:
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, ask.hear)
     stopped = False
-    with closing(start(config, fetch_base=_fetch_for(config.base), stop=ask.heard)) as events:
+    with closing(start(config, fetch_base=fetch_base, stop=ask.heard)) as events:
         for event in _reported(out, events):
             ask.patient = isinstance(event, Started) or (ask.patient and not isinstance(event, Preparing))
             if isinstance(event, Stopped):
@@ -264,16 +263,12 @@ class _Ask:
         return self._asked
 
 
-def _fetch_for(base: str) -> FetchBase | None:
-    """A hub only for a base that needs one: an embedded base trains without a network."""
-    from hubctl.base_models import embedded_path
-
-    if embedded_path(base) is not None or Path(base).is_dir() or "/" not in base:
-        return None
+def fetch_base(ref: AdapterRef) -> tuple[Path, str]:
+    """Bring a base from the current registry, which is asked only now: an embedded base needs no network."""
     from hubctl.hub.pull import pull_base
     from hubctl.hub.remotes import connect
 
-    return partial(pull_base, connect())
+    return pull_base(connect(), ref)
 
 
 def _reported(out: Output, events: Iterator[Event]) -> Iterator[Event]:

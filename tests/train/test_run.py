@@ -222,7 +222,7 @@ def test_what_is_judged_is_what_is_saved(trimap: Trained, masked: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSemanticSegmentation
 
-    from train.evaluate import confusion
+    from train.confusion import confusion
     from train.masks import read_masks
     from train.scores import scores
 

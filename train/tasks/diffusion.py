@@ -5,7 +5,7 @@ Shapes: B images, C latent channels, H x W latent pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from hubctl.adapter.kohya import clip_path
+from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from hubctl.modeling.pipelines import load_pipeline
 from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
@@ -76,7 +77,9 @@ class Diffusion:
         self.setup = setup
         family = setup.base.family
         self._kind = DENOISERS[family.name]
-        self.pipeline = _load(setup, self._kind.large_encoders)
+        # Small text encoders run once, or train: in float32.
+        half = dict.fromkeys((family.denoiser, *self._kind.large_encoders), setup.frozen_dtype)
+        self.pipeline = open_pipeline(setup.base, {"default": torch.float32, **half}, setup.device)
         self.denoiser: Any = getattr(self.pipeline, family.denoiser)
         targets = resolve_targets(self.denoiser, setup.config.targets, default_targets=family.default_targets)
         require_useful_rank(self.denoiser, targets, setup.plan.rank)
@@ -329,21 +332,19 @@ class Diffusion:
         self.pipeline.save_lora_weights(folder, **contents)
 
 
-def _load(setup: Setup, large_encoders: Sequence[str]) -> Any:
-    """The pipeline, frozen and on the device: the denoiser in the plan's precision, the rest in float32.
+def open_pipeline(base: BaseModel, dtypes: Mapping[str, torch.dtype], device: torch.device) -> Any:
+    """The pipeline, frozen and on the device, in a precision for each component; its VAE must have float32.
 
-    Text encoders and VAE run once, and a VAE in half precision can answer NaN
-    (https://github.com/huggingface/diffusers/issues/4736); so its decoder gets float32 from samples too.
+    A VAE in half precision can answer NaN (https://github.com/huggingface/diffusers/issues/4736); so its
+    decoder gets float32 from samples too.
     """
-    family, frozen = setup.base.family, setup.frozen_dtype
-    dtypes = {"default": torch.float32, **dict.fromkeys((family.denoiser, *large_encoders), frozen)}
     # The checker would blacken training samples.
-    pipeline = load_pipeline(setup.base.path, dtypes, without=("safety_checker",))
+    pipeline = load_pipeline(base.path, dtypes, without=("safety_checker",))
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False)
-            component.to(setup.device)
+            component.to(device)
     decode = pipeline.vae.decode
     pipeline.vae.decode = lambda latents, *rest, **settings: decode(latents.float(), *rest, **settings)
     return pipeline

@@ -7,7 +7,7 @@ Shapes: B images, N classes, H x W pixels (the plan's resolution), h x w logits.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from hubctl.modeling.loading import load_segmenter
 from train.adapt import head_name, lora_config, require_useful_rank, resolve_targets, trained_in_float32
+from train.confusion import confusion, labels_at
 from train.dataset import open_image
-from train.evaluate import confusion, labels_at
 from train.masks import IGNORED, MaskData, MaskedImage
 from train.scores import Scores, best_mapping, mapped, scores
 from train.tasks.grid import draw_looks
@@ -113,7 +113,7 @@ class Segmentation:
         metrics = {
             "miou": adapter.mean_iou,
             "pixel_accuracy": adapter.pixel_accuracy,
-            **_named("iou", labels, adapter.iou),
+            **named_figures("iou", labels, adapter.iou),
         }
         # A backbone alone has no classes of its own to judge.
         base, note = ({}, "") if self._setup.base.family.headless else self._judge_base(items)
@@ -150,7 +150,7 @@ class Segmentation:
         metrics = {
             "base_miou": base.mean_iou,
             "base_pixel_accuracy": base.pixel_accuracy,
-            **_named("base_iou", labels, base.iou),
+            **named_figures("base_iou", labels, base.iou),
         }
         named = ", ".join(
             f"{model.config.id2label[number]} as {labels[true]}" for number, true in enumerate(mapping[:8])
@@ -257,7 +257,8 @@ def overlay(picture: Image.Image, mask: np.ndarray[Any, np.dtype[np.uint8]]) -> 
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-def _named(name: str, labels: dict[int, str], values: Sequence[float]) -> dict[str, float]:
+def named_figures(name: str, labels: Mapping[int, str], values: Sequence[float]) -> dict[str, float]:
+    """A figure for each class, under the name of both."""
     return {f"{name}_{labels[number].replace(' ', '_')}": value for number, value in enumerate(values)}
 
 

@@ -125,9 +125,16 @@ def _manifest(outcome: Outcome) -> Manifest:
             **outcome.evaluation.metrics,
             "duration_s": round(outcome.duration_s, 1),
             "steps_done": len(outcome.losses),
-            **({"kept_step": outcome.looks[best_look(outcome.looks)].step} if outcome.looks else {}),
+            **_kept(outcome.looks),
         },
     )
+
+
+def _kept(looks: Sequence[Look]) -> dict[str, float]:
+    if not looks:
+        return {}
+    look = looks[best_look(looks)]
+    return {"kept_step": look.step, "held_out_loss": look.held_out}
 
 
 def _card(folder: Path, name: str, outcome: Outcome) -> Card:

@@ -69,7 +69,7 @@ def evaluate(
         card=card and Path(adapter).is_dir(),  # what was pulled is kept as it is on the registry
         **settings,
     )
-    report = _shown(out, judge(config, fetch_base=fetch_base))
+    report = shown(out, judge(config, fetch_base=fetch_base))
     metrics = {name: round(value, 4) for name, value in report.metrics.items()}
     if out.json:
         out.result({"report": str(config.output / REPORT), "images": report.images, "split": report.split,
@@ -86,7 +86,8 @@ def evaluate(
         out.note(f"  written into {folder / 'README.md'} too; next: hubctl push {adapter}")
 
 
-def _shown(out: Output, events: Generator[Event, None, Report]) -> Report:
+def shown(out: Output, events: Generator[Event, None, Report]) -> Report:
+    """Show a judgement as it goes on, and return what it found."""
     from train.events import Judged, Preparing, Warned
 
     with ExitStack() as steps:

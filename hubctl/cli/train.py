@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import FrameType
@@ -178,11 +178,15 @@ def segmentation(out: Output, **settings: Any) -> None:
     _run(out, task="segmentation", **settings)
 
 
-def _run(out: Output, *, targets: str, plan_only: bool, **settings: Any) -> None:
+def config_of(*, targets: str, **settings: Any) -> TrainConfig:
+    """The configuration that flags ask for."""
     from train.config import TrainConfig
 
-    names = tuple(name.strip() for name in targets.split(","))
-    config = TrainConfig(targets=names, **settings)
+    return TrainConfig(targets=tuple(name.strip() for name in targets.split(",")), **settings)
+
+
+def _run(out: Output, *, plan_only: bool, **settings: Any) -> None:
+    config = config_of(**settings)
     if plan_only:
         _plan(out, config)
     else:
@@ -218,8 +222,8 @@ def _planned(plan: Planned) -> str:
     return "\n".join([*lines, f"fits       {fits}"])
 
 
-def run_training(out: Output, config: TrainConfig) -> None:
-    """Train, show what happens, and let Ctrl-C end it well.
+def run_training(out: Output, config: TrainConfig, *, resume_flag: Sequence[str] = ("--resume",)) -> None:
+    """Train, show what happens, and let Ctrl-C end it well; with `resume_flag` the command goes on later.
 
     Raises:
         SystemExit: 130, when it was stopped.
@@ -239,9 +243,9 @@ def run_training(out: Output, config: TrainConfig) -> None:
             ask.patient = isinstance(event, Started) or (ask.patient and not isinstance(event, Preparing))
             if isinstance(event, Stopped):
                 stopped = True
-                again = [word for word in sys.argv[1:] if word != "--resume"]
+                again = [word for word in sys.argv[1:] if word not in resume_flag]
                 out.note(f"stopped after step {event.step} of {event.steps}; nothing is lost")
-                out.note(f"  next: {shlex.join(['hubctl', *again, '--resume'])}")
+                out.note(f"  next: {shlex.join(['hubctl', *again, *resume_flag])}")
     if stopped:
         raise SystemExit(130)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hubctl.base_models import embedded_path
 from hubctl.errors import InputError
 
 
@@ -40,6 +41,17 @@ class EvalConfig:
             raise InputError(f"--images is {self.images}", hint="give 1 or more")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}", hint="give --seed from 0 to 2**63 - 1")
+
+
+def can_judge(task: str, base: str, embedder: str | None) -> bool:
+    """Whether something here says how good an adapter of this task is, besides the eye."""
+    return task == "segmentation" or embedder is not None or has_own_judge(base)
+
+
+def has_own_judge(base: str) -> bool:
+    """Whether the classifier that comes with hubctl knows this base's pictures."""
+    path = embedded_path(base)
+    return path is not None and path.name == "emoji-64"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,10 +18,9 @@ from hubctl.errors import InputError
 from hubctl.refs import AdapterRef
 from train.base_size import native_px
 from train.dataset import CaptionedImage, open_image
-from train.evaluation.config import EvalConfig, Judgement
+from train.evaluation.config import EvalConfig, Judgement, has_own_judge
 from train.evaluation.embedders import Embedder, change, open_embedder
 from train.events import Event, Judged, Warned
-from train.judge import SIDE_PX
 from train.tasks.denoisers import DENOISERS
 from train.tasks.diffusion import SAMPLE_STEPS, open_pipeline
 from train.tasks.grid import draw_grid
@@ -120,8 +119,7 @@ def _embedder(
 ) -> Embedder | None:
     name = config.embedder
     if name is None:
-        small = native_px(base.path) == SIDE_PX and base.id.startswith("hubctl/")
-        return open_embedder(JUDGE, JUDGE.name, device) if small else None
+        return open_embedder(JUDGE, JUDGE.name, device) if has_own_judge(base.id) else None
     if Path(name).is_dir():
         return open_embedder(Path(name), name, device)
     if fetch_base is None:

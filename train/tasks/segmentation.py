@@ -102,6 +102,8 @@ class Segmentation:
             overlay(picture, labels_at(scores, picture.size[::-1]).numpy().astype(np.uint8))
             for picture, scores in zip(pictures, logits.float().cpu(), strict=True)
         ]
+        for number, picture in enumerate(drawn, start=1):
+            picture.save(folder / f"sample-{number}.png")
         names = [item.path.stem for item in items]
         before = [("picture", pictures), ("truth", truth)]
         return draw_looks(folder, step, drawn, names, untrained="new head", before=before)

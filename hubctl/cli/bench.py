@@ -177,6 +177,50 @@ def hub(output: Output, size: int, repositories: int, pullers: int, rounds: int,
         output.result({"rows": [{**asdict(row), "ratio": row.ratio} for row in rows]})
 
 
+@bench.command("train")
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    default=("emoji-64",),
+    show_default=True,
+    metavar="NAME",
+    help="emoji-64, sd15 (its shape, random weights), or a folder; may be repeated.",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Images a step.  [default: 16 at 64 px, else 1]")
+@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Steps of each loop.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the table (train.md).")
+@json_option
+@click.pass_obj
+def training(
+    output: Output, bases: tuple[str, ...], batch_size: int | None, rounds: int, out: Path | None
+) -> None:
+    """Measure a training step beside that of a plain loop which encodes anew each time.
+
+    \b
+    Examples:
+      hubctl bench train
+      hubctl bench train --base emoji-64 --base sd15 --rounds 5 -o tests/bench
+    """  # fmt: skip
+    from dataclasses import asdict
+
+    from train.bench.run import measure_training, to_markdown
+
+    reports = []
+    for base in bases:
+        size = batch_size or (16 if base == "emoji-64" else 1)
+        with output.progress(None, base) as progress:
+            reports.append(measure_training(base, batch_size=size, rounds=rounds, say=progress.say))
+    output.text(to_markdown(reports))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        head = f"# train\n\n{reports[0].machine}, {reports[0].device}; medians of {rounds} rounds.\n\n"
+        (out / "train.md").write_text(head + to_markdown(reports), encoding="utf-8")
+        output.note(f"wrote {out / 'train.md'}")
+    if output.json:
+        output.result({"reports": [asdict(report) for report in reports]})
+
+
 def _counts(flag: str, text: str) -> tuple[int, ...]:
     try:
         counts = tuple(sorted({int(part) for part in text.split(",")}))

@@ -1,0 +1,1 @@
+"""Training measured beside a plain loop."""

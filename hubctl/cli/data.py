@@ -1,17 +1,77 @@
-"""`hubctl data check`: what is wrong or odd about a folder of training data."""
+"""`hubctl data`: training data brought from a registry, and what is wrong or odd about a folder of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from hubctl.cli.options import remote_option
 from hubctl.cli.output import Output, json_option
 
 
 @click.group(no_args_is_help=True)
 def data() -> None:
     """Look after training data."""
+
+
+@data.command()
+@click.argument("dataset", metavar="OWNER/NAME[@REV]")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--split", metavar="NAME", help="This split alone.  [default: train, and test or validation]")
+@click.option("--image-column", metavar="NAME", help="[default: the first one with images]")
+@click.option("--caption-column", metavar="NAME", help="[default: text, caption, prompt, ...]")
+@click.option(
+    "--mask-column", metavar="NAME", help="[default: mask, annotation, label, ... if it holds images]"
+)
+@click.option("--limit", type=click.IntRange(1), metavar="ROWS", help="The first rows of each split alone.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Only these files, e.g. 'data/train-*'.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder if it is there.")
+@remote_option
+@json_option
+@click.pass_obj
+def pull(
+    out: Output,
+    /,
+    dataset: str,
+    folder: Path,
+    include: tuple[str, ...],
+    overwrite: bool,
+    remote: str | None,
+    **choice: Any,
+) -> None:
+    """Bring a dataset from the registry, as a folder to train on.
+
+    Anything that the library `datasets` reads: Parquet, Arrow, CSV, WebDataset, imagefolder. Images come out
+    byte for byte, with their captions in a metadata.jsonl, or with masks beside them.
+
+    \b
+    Examples:
+      hubctl data pull lambdalabs/naruto-blip-captions naruto --remote hf
+      hubctl data pull alice/scenes scenes --mask-column annotation --limit 500
+    """  # fmt: skip
+    import tempfile
+
+    from hubctl.adapter.package import new_folder, refuse_existing
+    from hubctl.hub.datasets import download_dataset
+    from hubctl.hub.remotes import connect
+    from hubctl.refs import AdapterRef
+    from train.tables import write_dataset
+
+    refuse_existing(folder, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="hubctl-data-") as scratch:
+        source = Path(scratch) / "files"
+        out.note(f"downloading {dataset} ...")
+        commit = download_dataset(connect(remote), AdapterRef.parse(dataset), source, include=include)
+        chosen = {name.removesuffix("_column"): value for name, value in choice.items()}
+        with out.progress(None, "writing images") as bar, new_folder(folder, overwrite=overwrite) as made:
+            done = 0
+            for done, total in write_dataset(source, made, **chosen):
+                bar.update(done, total=total)
+    answer = {"folder": str(folder), "dataset": dataset, "commit": commit, "images": done}
+    out.result(answer, text=f"{folder}: {done} images of {dataset} at {commit[:12]}", quiet="folder")
+    out.note(f"  next: hubctl data check {folder}")
 
 
 @data.command()

@@ -70,19 +70,10 @@ class Segmentation:
         self._masks = torch.stack([self._load_mask(item) for item in data.train])
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-        """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored.
-
-        Cross entropy alone gives a thin class, such as a border, little weight; overlap counts classes alike.
-        """
+        """`segmentation_loss` of the augmented pictures."""
         chosen = list(indices)
         pictures, masks = augment(self._pictures[chosen].float() / 255, self._masks[chosen], generator)
-        logits = module(pixel_values=self._normalised(pictures)).logits
-        logits = functional.interpolate(
-            logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
-        )
-        masks = masks.to(logits.device).long()
-        entropy = functional.cross_entropy(logits, masks, ignore_index=IGNORED)
-        return entropy + overlap_loss(logits, masks)
+        return segmentation_loss(module(pixel_values=self._normalised(pictures)).logits, masks)
 
     def watch(self) -> tuple[float, float] | None:
         """One minus the mean IoU, on the first training images and on the watched."""
@@ -199,6 +190,20 @@ class Segmentation:
     def _normalised(self, pictures: torch.Tensor) -> torch.Tensor:
         dtype = self._setup.frozen_dtype
         return ((pictures - self._mean) / self._std).to(self._setup.device, dtype)
+
+
+def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored.
+
+    Cross entropy alone gives a thin class, such as a border, little weight; overlap counts classes alike.
+    Logits [B, N, h, w], masks [B, H, W].
+    """
+    logits = functional.interpolate(
+        logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
+    )
+    masks = masks.to(logits.device).long()
+    entropy = functional.cross_entropy(logits, masks, ignore_index=IGNORED)
+    return entropy + overlap_loss(logits, masks)
 
 
 def overlap_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,14 @@ from hubctl.errors import InputError
 
 Task = Literal["text-to-image", "dreambooth", "segmentation"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Preset = Literal["object", "face", "style"]
 
 Optimizer = Literal["adamw", "adamw8bit", "prodigy", "adafactor"]
 Schedule = Literal["cosine", "linear", "polynomial", "constant"]
 
 TASKS: tuple[str, ...] = get_args(Task)
+TRACKERS: tuple[str, ...] = get_args(Tracker)
 PRESETS: tuple[str, ...] = get_args(Preset)
 MIXED_PRECISIONS: tuple[str, ...] = get_args(MixedPrecision)
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
@@ -92,6 +94,8 @@ class TrainConfig:
     auto_stop: bool | None = None
     """Stop when held-out images get worse; on when absent and there are some."""
 
+    track: tuple[Tracker, ...] = ()
+    """Experiment trackers that are told of losses, figures and samples."""
     sample_prompts: tuple[str, ...] = ()
     """Prompts drawn while training; some of the captions when empty."""
     sample_every: int | None = None
@@ -117,13 +121,14 @@ class TrainConfig:
         """Check every field by itself, then the fields that belong together."""
         if self.task not in TASKS:
             raise InputError(f"unknown task {self.task!r}", hint=f"choose one of: {', '.join(TASKS)}")
-        choices = {
-            "mixed-precision": (self.mixed_precision, MIXED_PRECISIONS),
-            "optimizer": (self.optimizer, OPTIMIZERS),
-            "schedule": (self.schedule, SCHEDULES),
-            "preset": (self.preset, PRESETS),
-        }
-        for name, (chosen, known) in choices.items():
+        choices = [
+            ("mixed-precision", self.mixed_precision, MIXED_PRECISIONS),
+            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("preset", self.preset, PRESETS),
+            *(("track", name, TRACKERS) for name in self.track),
+        ]
+        for name, chosen, known in choices:
             if chosen is not None and chosen not in known:
                 raise InputError(f"--{name} is {chosen!r}", hint=f"choose one of: {', '.join(known)}")
         if self.optimizer == "prodigy" and self.lora_plus != 1:

@@ -22,7 +22,7 @@ from train.plan import Plan
 
 RECIPE = "recipe.lock"
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
-_HERE = {"base", "data", "output", "overwrite", "resume", "restart", "class_data"}
+_HERE = {"base", "data", "output", "overwrite", "resume", "restart", "class_data", "track"}
 """Fields of a configuration that belong to one machine, or stand elsewhere in the recipe."""
 
 

@@ -36,6 +36,7 @@ from train.masks import MaskData
 from train.plan import Plan
 from train.prepare import Data, open_training, prepare
 from train.recipe import Recipe, identity, recipe_settings, write_recipe
+from train.track import require_trackers, tracked
 from train.watch import Look, best_look, should_stop
 from train.work import Work, refuse_other_training, work_folder
 
@@ -58,17 +59,18 @@ def train(
     Raises:
         HubctlError: of the class that fits the fault: the base, the data, the output folder.
     """
+    require_trackers(config.track)
     base, data, plan = prepare(config, fetch_base)
     held = work_folder(
         config.output, overwrite=config.overwrite, resume=config.resume, restart=config.restart
     )
     with held as work:
-        yield from _train_in(work, config, plan, base, data, stop)
+        yield from tracked(_train_in(work, config, plan, base, data, stop), config)
 
 
 def _train_in(
     work: Work, config: TrainConfig, plan: Plan, base: BaseModel, data: Data, stop: Stop
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     yield Preparing(stage="loading torch")
     tune_cpu()
     # Only now: torch and its friends take seconds to import, and read the environment once.

@@ -70,6 +70,8 @@ def _common(command: F) -> F:
                      help="Stop when held-out images get worse.  [default: where there are some]"),
         click.option("--sample-every", type=int, metavar="STEPS",
                      help="Draw samples this often; 0 for never.  [default: twice]"),
+        click.option("--track", multiple=True, type=click.Choice(["tensorboard", "wandb", "trackio"]),
+                     help="Tell an experiment tracker; may be repeated."),
         json_option,
         click.pass_obj,
     )  # fmt: skip

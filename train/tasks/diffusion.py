@@ -5,8 +5,10 @@ Shapes: B images, C latent channels, H x W latent pixels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,12 @@ from hubctl.adapter.kohya import clip_path
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from hubctl.modeling.pipelines import load_pipeline
+from hubctl.settings import environment
 from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.dataset import open_image, square
-from train.tasks.denoisers import DENOISERS, Conditions, no_text
+from train.encoded import EncodedStore
+from train.recipe import current_versions
+from train.tasks.denoisers import DENOISERS, Conditions, join, no_text
 from train.tasks.grid import draw_looks
 from train.tasks.task import Setup
 from train.tasks.texts import Texts, remember_large_encoder
@@ -86,6 +91,7 @@ class Diffusion:
         self.denoiser.add_adapter(lora_config(setup.config, setup.plan, targets=targets))
         if setup.config.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        self._store = _store(setup)
         self.encoders: dict[str, Any] = {}
         self.module: nn.Module = self.denoiser
         if setup.plan.train_text_encoder:
@@ -124,28 +130,33 @@ class Diffusion:
     def encode_images(self, images: Sequence[Path | Image.Image]) -> Latents:
         """Latents of the images' middle squares at the plan's resolution."""
         vae = self.pipeline.vae
-        means, deviations = [], []
+        parts = []
         for start in range(0, len(images), ENCODE_BATCH):
-            pixels = self._pixels(images[start : start + ENCODE_BATCH])
-            encoded = vae.encode(pixels)
-            if hasattr(encoded, "latent_dist"):
-                means.append(encoded.latent_dist.mean)
-                deviations.append(encoded.latent_dist.std)
-            else:
-                # AutoencoderTiny answers with the latents themselves, scaled already.
-                means.append(encoded.latents)
+            batch = images[start : start + ENCODE_BATCH]
+            key = ["image", str(self.setup.plan.resolution_px), *(_digest(image) for image in batch)]
+            parts.append(self._store.get(key, partial(self._encode, batch), self.setup.device))
         scale = float(getattr(vae.config, "scaling_factor", None) or 1.0)
         shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        mean = (torch.cat(means) - shift) * scale
-        return Latents(mean, torch.cat(deviations) * scale if deviations else None)
+        encoded = join(parts)
+        mean = (encoded["mean"] - shift) * scale
+        return Latents(mean, encoded["deviation"] * scale if "deviation" in encoded else None)
+
+    def _encode(self, images: Sequence[Path | Image.Image]) -> dict[str, torch.Tensor]:
+        encoded = self.pipeline.vae.encode(self._pixels(images))
+        if hasattr(encoded, "latent_dist"):
+            return {"mean": encoded.latent_dist.mean, "deviation": encoded.latent_dist.std}
+        # AutoencoderTiny answers with the latents themselves, scaled already.
+        return {"mean": encoded.latents}
 
     def texts(self, prompts: Sequence[str]) -> Texts:
         """The prompts, encoded as the pipeline itself does; only until `release_encoders`."""
-        return Texts(
-            prompts,
-            lambda some: self._kind.encode(self.pipeline, some, self.setup.device),
-            fixed=not self.encoders,
-        )
+        return Texts(prompts, self._read, fixed=not self.encoders)
+
+    def _read(self, prompts: Sequence[str]) -> Conditions:
+        def encode() -> Conditions:
+            return self._kind.encode(self.pipeline, prompts, self.setup.device)
+
+        return encode() if self.encoders else self._store.get(["text", *prompts], encode, self.setup.device)
 
     def release_encoders(self) -> None:
         """Let go of the text encoders that do not train: often they are larger than the rest."""
@@ -330,6 +341,22 @@ class Diffusion:
             settings["target_modules"] = sorted(settings["target_modules"])
             contents |= {f"{name}_lora_layers": tensors, f"{name}_lora_adapter_metadata": settings}
         self.pipeline.save_lora_weights(folder, **contents)
+
+
+def _store(setup: Setup) -> EncodedStore:
+    facts = {
+        "base": setup.base.sha256,
+        "device": setup.device.type,
+        "dtype": str(setup.frozen_dtype),
+        "versions": current_versions(),
+    }
+    return EncodedStore(environment().cache / "encoded", facts)
+
+
+def _digest(image: Path | Image.Image) -> str:
+    if isinstance(image, Path):
+        return hashlib.sha256(image.read_bytes()).hexdigest()
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def open_pipeline(base: BaseModel, dtypes: Mapping[str, torch.dtype], device: torch.device) -> Any:

@@ -51,6 +51,12 @@ settings.register_profile(
 settings.load_profile("steady")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_home_of_ours(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is made once for all tests stays away from the home of whoever runs them."""
+    os.environ["HUBCTL_HOME"] = str(tmp_path_factory.mktemp("hubctl-home"))
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty HUBCTL_HOME (with the cache in it) for this test and its subprocesses."""

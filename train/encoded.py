@@ -38,10 +38,12 @@ class EncodedStore:
         key = hashlib.sha256(json.dumps([self._facts, *parts]).encode()).hexdigest()
         path = self._folder / f"{key}.safetensors"
         with contextlib.suppress(OSError, SafetensorError):
-            found = load_file(path, device=str(device))
+            # A copy: the file's tensors lie wherever its header ends, and sums depend on where they begin.
+            found = {name: value.clone() for name, value in load_file(path, device=str(device)).items()}
             os.utime(path)
             return found
-        made = encode()
+        # In the order of the file, or convolutions would sum in another one.
+        made = {name: value.contiguous() for name, value in encode().items()}
         # A cache that cannot be written is no reason not to train.
         with contextlib.suppress(OSError, SafetensorError):
             self._keep(path, made)
@@ -52,7 +54,7 @@ class EncodedStore:
         with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".part-", delete=False) as part:
             whole = Path(part.name)
         try:
-            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, whole)
+            save_file({name: value.cpu() for name, value in tensors.items()}, whole)
             whole.replace(path)
         finally:
             whole.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,9 +177,27 @@ Event = (
 
 def event_kind(event: Event) -> str:
     """The event's name in snake case: `StepDone` is `step_done`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    return event_name(type(event))
+
+
+def event_name(kind: type[Event]) -> str:
+    """The same of a kind of event."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def event_data(event: Event) -> dict[str, object]:
     """The event's fields as plain JSON values."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(event).items()}
+
+
+def event_from(answer: Mapping[str, Any]) -> Event | None:
+    """The event of a JSON line, `event` and its fields; None for a kind that trainings do not have."""
+    kinds = {event_name(kind): kind for kind in get_args(Event)}
+    kind = kinds.get(answer.get("event", ""))
+    if kind is None:
+        return None
+    fields = {name: value for name, value in answer.items() if name != "event"}
+    if "path" in fields:
+        fields["path"] = Path(fields["path"])
+    event: Event = kind(**fields)
+    return event

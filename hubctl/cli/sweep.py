@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from train.sweep import Row
 
 _LISTS = {"rank": int, "learning_rate": float, "steps": int}
-_ALONE = ("plan_only", "resume", "restart")
+_ALONE = ("plan_only", "resume", "restart", "cluster", "repo", "gpus", "send_token")
 """Flags that only one training can have."""
 
 

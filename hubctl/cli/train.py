@@ -70,6 +70,12 @@ def _common(command: F) -> F:
                      help="Stop when held-out images get worse.  [default: where there are some]"),
         click.option("--sample-every", type=int, metavar="STEPS",
                      help="Draw samples this often; 0 for never.  [default: twice]"),
+        click.option("--cluster", metavar="ADDRESS",
+                     help="Train on a Ray cluster, e.g. http://HEAD:8265, and push from there."),
+        click.option("--repo", metavar="OWNER/NAME", help="--cluster: where to.  [default: as hubctl push]"),
+        click.option("--gpus", type=float, default=1, show_default=True, help="--cluster: that it takes."),
+        click.option("--send-token", is_flag=True,
+                     help="--cluster: push as you, and not as the cluster; its users could read the token."),
         click.option("--track", multiple=True, type=click.Choice(["tensorboard", "wandb", "trackio"]),
                      help="Tell an experiment tracker; may be repeated."),
         json_option,
@@ -187,9 +193,19 @@ def config_of(*, targets: str, **settings: Any) -> TrainConfig:
     return TrainConfig(targets=tuple(name.strip() for name in targets.split(",")), **settings)
 
 
-def _run(out: Output, *, plan_only: bool, **settings: Any) -> None:
+def _run(
+    out: Output, *, plan_only: bool, cluster: str | None, repo: str | None, gpus: float, send_token: bool,
+    **settings: Any,
+) -> None:  # fmt: skip
     config = config_of(**settings)
-    if plan_only:
+    if cluster:
+        from hubctl.cli.cluster import train_there
+
+        there = train_there(out, config, address=cluster, repo=repo, gpus=gpus, send_token=send_token)
+        with closing(there):  # Ctrl-C ends it there too
+            for _ in _reported(out, there):
+                pass
+    elif plan_only:
         _plan(out, config)
     else:
         run_training(out, config)

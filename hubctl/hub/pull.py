@@ -34,7 +34,8 @@ TAKEN = frozenset({
     ".toml", ".yaml", ".yml",
 })  # fmt: skip
 """Kinds of files that are downloaded; everything else stays where it is."""
-BARE = frozenset({"LICENSE", "NOTICE"})
+BARE = frozenset({"LICENSE", "NOTICE", "recipe.lock"})
+"""Names that are downloaded too, whatever kind they seem."""
 MAX_FILES = 2000
 LOCK_TIMEOUT_S = 600.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -96,13 +96,13 @@ def test_pure_modules_import_only_the_standard_library_and_each_other(path: Path
     assert foreign == set()
 
 
-def test_ray_is_imported_by_one_file_of_the_server_and_by_end_to_end_tests() -> None:
+def test_ray_is_imported_by_one_file_each_of_server_and_training_and_by_end_to_end_tests() -> None:
     users = {
         str(path)
         for path in python_files(*PACKAGES, "tests")
         if any(name.partition(".")[0] == "ray" or name == "serve.app" for name in imports(path))
     }
-    allowed = {"serve/app.py", "hubctl/cli/serve.py"}
+    allowed = {"serve/app.py", "hubctl/cli/serve.py", "train/cluster.py"}
     assert {u for u in users if not u.startswith("tests/e2e/")} <= allowed
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hubctl.errors import AdapterError
 from tests.cli import run_cli
+from tests.registry_server import RegistryServer
 from tests.train.conftest import Trained
 from train.recipe import RECIPE, config_from, current_versions, read_recipe
 
@@ -72,3 +74,21 @@ def test_the_configuration_comes_back(tmp_path: Path, subject: Trained) -> None:
     assert (config.steps, config.batch_size, config.rank, config.alpha) == (3, 2, 4, 2.0)
     assert config.instance_prompt == "a photo of tok dog"
     assert config.targets == ("attention",)
+
+
+def test_a_recipe_travels_by_the_registry(tmp_path: Path, style: Trained, registry: RegistryServer) -> None:
+    env: dict[str, Any] = {"HF_ENDPOINT": registry.endpoint, "HUBCTL_TOKEN": registry.token("rita")}
+    pushed = run_cli("push", style.folder, "--repo", "rita/style", **env)
+    assert pushed.code == 0, pushed.err
+    done = run_cli(
+        "reproduce",
+        "rita/style",
+        "--data",
+        style.config.data,
+        "--output",
+        tmp_path / "again",
+        "--json",
+        **env,
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out.splitlines()[-1])["identical"] is True

@@ -143,7 +143,7 @@ def test_without_a_login(registry: RegistryServer, tmp_path: Path) -> None:
     assert "  next: hubctl login --remote local" in ran.err
 
 
-def test_a_dead_registry(tmp_path: Path) -> None:
+def test_a_dead_registry(tmp_path: Path, home: Path) -> None:
     run_cli("remote", "add", "dead", "http://127.0.0.1:9", "--use")
     base = write_base(tmp_path / "base")
     adapter = write_adapter(tmp_path / "a", str(base))
@@ -153,7 +153,7 @@ def test_a_dead_registry(tmp_path: Path) -> None:
         assert ran.code == 8, ran.err
         assert "cannot reach dead (http://127.0.0.1:9)" in ran.err
         assert time.monotonic() - start < 5
-    assert not list((tmp_path / "hubctl-home").rglob("*.safetensors"))
+    assert not list(home.rglob("*.safetensors"))
 
 
 def test_a_token_is_never_shown(session: Session, home: Path, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class TrainConfig:
     seed: int = 0
     resolution: int | None = None
     """Side of the square training images, in pixels."""
+    aspect_buckets: bool = False
+    """text-to-image: train at shapes near the images' own instead of on their middle squares."""
     mixed_precision: MixedPrecision = "auto"
     gradient_checkpointing: bool = False
     """Compute activations again on the way back instead of keeping them: less memory, a third more time."""
@@ -198,6 +200,10 @@ class TrainConfig:
             raise InputError("no layer to adapt is named", hint="give e.g. --targets attention")
 
     def _check_text_encoder(self) -> None:
+        if self.aspect_buckets and self.task != "text-to-image":
+            raise InputError(
+                f"--aspect-buckets is for text-to-image, not for {self.task}", hint="train without it"
+            )
         if self.task == "segmentation" and (self.train_text_encoder or self.text_encoder_lr):
             raise InputError("a segmentation base has no text encoder", hint="train without it")
         if self.text_encoder_lr is None:

@@ -109,12 +109,12 @@ def open_image(path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, side_px: int) -> NDArray[np.uint8]:
-    """The picture's middle square, resized; uint8 (side, side, 3)."""
+def fitted(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The middle of the picture, resized to width and height: uint8 (height, width, 3)."""
     import numpy as np
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(image, (side_px, side_px), Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
 
 
 def decoded(path: Path) -> Image.Image:

@@ -78,7 +78,7 @@ def run_steps(
 
 def _order(task: Task, plan: Plan, seed: int, start: int) -> Iterator[tuple[int, ...]]:
     """The examples of each step from `start` on: the same as if all before had been run."""
-    return islice(batches(task.images, plan.images_a_step, plan.steps, seed), start, None)
+    return islice(batches(task.images, plan.images_a_step, plan.steps, seed, task.buckets), start, None)
 
 
 def _step(

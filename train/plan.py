@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 SMALL_BASE_PX = 128
@@ -162,21 +162,30 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def batches(examples: int, batch_size: int, steps: int, seed: int) -> Iterator[tuple[int, ...]]:
+def batches(
+    examples: int, batch_size: int, steps: int, seed: int, buckets: Sequence[Hashable] | None = None
+) -> Iterator[tuple[int, ...]]:
     """Which examples each step sees: epochs, each in its own order, cut into full batches.
 
-    Batches run across the epochs' borders, so every example is used equally often (within one),
-    also when there are fewer examples than a batch has places.
+    Batches run across the epochs' borders, so every example is used equally often (but for those that wait
+    for their batch to fill), also when there are fewer examples than a batch has places. With `buckets`, one
+    for each example, those of a batch are of the same bucket.
     """
     if examples < 1:
         raise ValueError("there must be at least one example")
     order = random.Random(seed)
-    queue: list[int] = []
-    for _ in range(steps):
-        while len(queue) < batch_size:
-            queue.extend(order.sample(range(examples), examples))
-        yield tuple(queue[:batch_size])
-        del queue[:batch_size]
+    waiting: dict[Hashable, list[int]] = {}
+    done = 0
+    while done < steps:
+        for example in order.sample(range(examples), examples):
+            queue = waiting.setdefault(buckets[example] if buckets else None, [])
+            queue.append(example)
+            if len(queue) == batch_size:
+                yield tuple(queue)
+                queue.clear()
+                done += 1
+                if done == steps:
+                    return
 
 
 def ema_keeps(step: int, most: float) -> float:

@@ -150,6 +150,11 @@ def _flag(flag: click.Parameter) -> click.Parameter:
     )
 
 
+_EXAMPLES = {
+    "text-to-image": "--base emoji-64 --data drawings/",
+    "dreambooth": '--base emoji-64 --data my-dog/ --instance-prompt "a photo of tok dog"',
+    "segmentation": "--base emoji-64-seg --data pets/",
+}
 _EMBEDDER = click.Option(
     ["--embedder"], metavar="REF", help="CLIP or DINOv2 to judge pictures.  [default: for emoji-64 its own]"
 )
@@ -165,6 +170,12 @@ for _name, _command in list(train.commands.items()):
                 *([_EMBEDDER] if _name != "segmentation" else []),
             ],
             callback=click.pass_obj(partial(_run, _name)),
-            help=f"Train a grid of adapters by `hubctl train {_name}`, and compare them.",
+            help=f"""Train a grid of adapters by `hubctl train {_name}`, and compare them.
+
+            \b
+            Example:
+              hubctl train sweep {_name} {_EXAMPLES[_name]} \\
+                  --output grid --rank 4,16 --lr 5e-4,2e-3
+            """,
         )
     )

@@ -121,6 +121,7 @@ def train() -> None:
 @train.command("text-to-image")
 @_common
 @_diffusion
+@click.option("--aspect-buckets", is_flag=True, help="Train at shapes near the images' own, not on squares.")
 @click.option("--caption-dropout", type=float, default=0.05, show_default=True,
               help="Part of the captions left out, so that guidance keeps working.")  # fmt: skip
 def text_to_image(out: Output, **settings: Any) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hubctl.errors import DataError
 from tests.train import tiny
-from train.dataset import open_image, read_captions, read_subject, square
+from train.dataset import fitted, open_image, read_captions, read_subject
 
 
 def rewrite(path: Path, text: str) -> None:
@@ -121,10 +121,11 @@ def test_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
 def test_the_middle_square_is_cut_and_resized() -> None:
     wide = Image.new("RGB", (64, 32), "red")
     wide.paste("blue", (16, 0, 48, 32))
-    pixels = square(wide, 16)
+    pixels = fitted(wide, (16, 16))
     assert pixels.shape == (16, 16, 3)
     # Resampling lets a little red in at the two sides.
     assert (pixels[:, 4:-4] == (0, 0, 255)).all()
+    assert fitted(wide, (16, 8)).shape == (8, 16, 3)
 
 
 def test_class_images_may_be_missing(tmp_path: Path) -> None:

@@ -37,15 +37,17 @@ def test_the_table_of_denoisers_has_the_names_that_are_known_without_torch() -> 
     assert set(rows) <= {family.name for family in FAMILIES}
 
 
-def opened(base: Path, data: Path, output: Path, dtype: torch.dtype = torch.float32) -> Any:
+def opened(
+    base: Path, data: Path, output: Path, dtype: torch.dtype = torch.float32, px: int = 32, **settings: Any
+) -> Any:
     from train.devices import open_accelerator
     from train.plan import make_plan
     from train.tasks.task import Setup
     from train.tasks.text_to_image import TextToImage
 
-    config = TrainConfig(task="text-to-image", base=str(base), data=data, output=output)
+    config = TrainConfig(task="text-to-image", base=str(base), data=data, output=output, **settings)
     plan = make_plan(
-        task=config.task, native_px=32, steps=1, batch_size=2, learning_rate=1e-3, resolution=32,
+        task=config.task, native_px=32, steps=1, batch_size=2, learning_rate=1e-3, resolution=px,
         warmup_fraction=0, rank=4, alpha=8, sample_every=0,
     )  # fmt: skip
     accelerator, _ = open_accelerator("no")

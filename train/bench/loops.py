@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from train.config import TrainConfig
-from train.dataset import CaptionedImage, open_image, square
+from train.dataset import CaptionedImage, fitted, open_image
 from train.events import StepDone
 from train.loop import run_steps
 from train.plan import Plan, batches
@@ -49,7 +49,7 @@ def plain_loop(
     for indices in batches(len(images), plan.batch_size, plan.steps, 0):
         unet.train()
         chosen = [images[index] for index in indices]
-        arrays = np.stack([square(open_image(item.path), plan.resolution_px) for item in chosen])
+        arrays = np.stack([fitted(open_image(item.path), (plan.resolution_px,) * 2) for item in chosen])
         pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).to(diffusion.setup.device, torch.float32)
         tokens = encoders.tokenizer(
             [item.caption for item in chosen], padding="max_length", truncation=True, return_tensors="pt"

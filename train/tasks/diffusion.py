@@ -24,10 +24,11 @@ from hubctl.errors import InputError
 from hubctl.modeling.pipelines import load_pipeline
 from hubctl.settings import environment
 from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
-from train.dataset import open_image, square
+from train.buckets import Size, nearest_bucket
+from train.dataset import fitted, open_image
 from train.encoded import EncodedStore
 from train.recipe import current_versions
-from train.tasks.denoisers import DENOISERS, Conditions, join, no_text
+from train.tasks.denoisers import DENOISERS, Conditions, no_text
 from train.tasks.grid import draw_looks
 from train.tasks.task import Setup
 from train.tasks.texts import Texts, remember_large_encoder
@@ -44,21 +45,34 @@ LOSS_NOTE = "`loss_*` is the denoising error of base and adapter on the same noi
 
 
 class Latents:
-    """Encoded images: the VAE's mean and deviation, from which each step draws anew."""
+    """Encoded images: the VAE's mean and deviation of each, [C, H, W], from which each step draws anew."""
 
-    def __init__(self, mean: torch.Tensor, deviation: torch.Tensor | None) -> None:
-        self.mean, self.deviation = mean, deviation
+    def __init__(self, mean: Sequence[torch.Tensor], deviation: Sequence[torch.Tensor] | None) -> None:
+        self._mean, self._deviation = mean, deviation
 
     def __len__(self) -> int:
-        return len(self.mean)
+        return len(self._mean)
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of each image's latents."""
+        return [mean.shape for mean in self._mean]
 
     def draw(self, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-        """Latents of the images `indices`, [B, C, H, W]."""
-        chosen = list(indices)
-        mean = self.mean[chosen]
-        if self.deviation is None:
+        """Latents of the images `indices`, which have one shape, [B, C, H, W]."""
+        mean = torch.stack([self._mean[index] for index in indices])
+        if self._deviation is None:
             return mean
-        return mean + self.deviation[chosen] * noise_like(mean, generator)
+        deviation = torch.stack([self._deviation[index] for index in indices])
+        return mean + deviation * noise_like(mean, generator)
+
+    def alike(self, count: int, most: int) -> Iterator[list[int]]:
+        """The first `count` images in batches of one shape, of `most` at most."""
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, shape in enumerate(self.shapes[:count]):
+            by_shape.setdefault(shape, []).append(index)
+        for indices in by_shape.values():
+            yield from (indices[start : start + most] for start in range(0, len(indices), most))
 
 
 class _Parts(nn.Module):
@@ -128,21 +142,38 @@ class Diffusion:
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Path | Image.Image]) -> Latents:
-        """Latents of the images' middle squares at the plan's resolution."""
+        """Latents of the images' middles at the plan's resolution, square or at shapes near their own."""
+        by_size: dict[Size, list[int]] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(self._size(image), []).append(index)
+        parts: dict[int, dict[str, torch.Tensor]] = {}
+        for (width, height), indices in by_size.items():
+            for start in range(0, len(indices), ENCODE_BATCH):
+                batch = indices[start : start + ENCODE_BATCH]
+                key = ["image", f"{width}x{height}", *(_digest(images[index]) for index in batch)]
+                encode = partial(self._encode, [images[index] for index in batch], (width, height))
+                found = self._store.get(key, encode, self.setup.device)
+                parts |= {
+                    index: {name: value[row] for name, value in found.items()}
+                    for row, index in enumerate(batch)
+                }
         vae = self.pipeline.vae
-        parts = []
-        for start in range(0, len(images), ENCODE_BATCH):
-            batch = images[start : start + ENCODE_BATCH]
-            key = ["image", str(self.setup.plan.resolution_px), *(_digest(image) for image in batch)]
-            parts.append(self._store.get(key, partial(self._encode, batch), self.setup.device))
         scale = float(getattr(vae.config, "scaling_factor", None) or 1.0)
         shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        encoded = join(parts)
-        mean = (encoded["mean"] - shift) * scale
-        return Latents(mean, encoded["deviation"] * scale if "deviation" in encoded else None)
+        encoded = [parts[index] for index in range(len(images))]
+        mean = [(part["mean"] - shift) * scale for part in encoded]
+        return Latents(mean, [p["deviation"] * scale for p in encoded] if "deviation" in encoded[0] else None)
 
-    def _encode(self, images: Sequence[Path | Image.Image]) -> dict[str, torch.Tensor]:
-        encoded = self.pipeline.vae.encode(self._pixels(images))
+    def _size(self, image: Path | Image.Image) -> Size:
+        side = self.setup.plan.resolution_px
+        return (
+            nearest_bucket(*_opened(image).size, side) if self.setup.config.aspect_buckets else (side, side)
+        )
+
+    def _encode(self, images: Sequence[Path | Image.Image], size: Size) -> dict[str, torch.Tensor]:
+        arrays = np.stack([fitted(_opened(image), size) for image in images])
+        pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+        encoded = self.pipeline.vae.encode(pixels.to(self.setup.device, torch.float32) / 127.5 - 1)
         if hasattr(encoded, "latent_dist"):
             return {"mean": encoded.latent_dist.mean, "deviation": encoded.latent_dist.std}
         # AutoencoderTiny answers with the latents themselves, scaled already.
@@ -163,13 +194,6 @@ class Diffusion:
         for name in self.setup.base.family.text_encoders + self._kind.large_encoders:
             if name not in self.encoders:
                 setattr(self.pipeline, name, None)
-
-    def _pixels(self, images: Sequence[Path | Image.Image]) -> torch.Tensor:
-        """[B, 3, side, side] in -1..1."""
-        side = self.setup.plan.resolution_px
-        arrays = [square(open_image(image) if isinstance(image, Path) else image, side) for image in images]
-        pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-        return pixels.to(self.setup.device, torch.float32) / 127.5 - 1
 
     # -- the loss --------------------------------------------------------------------------
 
@@ -213,14 +237,12 @@ class Diffusion:
     @torch.no_grad()
     def fixed_loss(self, latents: Latents, texts: Texts, count: int) -> float:
         """Mean denoising error on the first `count` images, with the same noise and timesteps each time."""
-        chosen = list(range(min(len(latents), count)))
         generator = torch.Generator().manual_seed(self.setup.config.seed)
         self.module.eval()
         total = 0.0
         for part in range(JUDGED_TIMESTEPS):
             place = int(self.noise.count * (part + 0.5) / JUDGED_TIMESTEPS)
-            for start in range(0, len(chosen), ENCODE_BATCH):
-                batch = chosen[start : start + ENCODE_BATCH]
+            for batch in latents.alike(count, ENCODE_BATCH):
                 loss = self.denoising_loss(
                     self.denoiser,
                     latents.draw(batch, generator),
@@ -229,7 +251,7 @@ class Diffusion:
                     torch.full((len(batch),), place),
                 )
                 total += float(loss.sum())
-        return total / (JUDGED_TIMESTEPS * len(chosen))
+        return total / (JUDGED_TIMESTEPS * min(len(latents), count))
 
     # -- looking at it ---------------------------------------------------------------------
 
@@ -351,6 +373,10 @@ def _store(setup: Setup) -> EncodedStore:
         "versions": current_versions(),
     }
     return EncodedStore(environment().cache / "encoded", facts)
+
+
+def _opened(image: Path | Image.Image) -> Image.Image:
+    return open_image(image) if isinstance(image, Path) else image
 
 
 def _digest(image: Path | Image.Image) -> str:

@@ -6,7 +6,7 @@ learns the subject without making every member of its class look like it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ class DreamBooth:
         self.diffusion = Diffusion(setup)
         self.module: nn.Module = self.diffusion.module
         self.images, self.held_out_images = len(data.images), 0
+        self.buckets: Sequence[Hashable] | None = None
         self.names: Sequence[str] = [path.name for path in data.images]
         self._latents = self.diffusion.encode_images(data.images)
         instance_prompt = config.instance_prompt or ""

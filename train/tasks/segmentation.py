@@ -7,7 +7,7 @@ Shapes: B images, N classes, H x W pixels (the plan's resolution), h x w logits.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Segmentation:
     def __init__(self, setup: Setup, data: MaskData) -> None:
         self._setup, self._data = setup, data
         self.prompts: Sequence[str] = ()
+        self.buckets: Sequence[Hashable] | None = None
         self.images, self.held_out_images = len(data.train), len(data.test)
         self.names: Sequence[str] = [item.path.name for item in data.train]
         # A new head starts at random; the seed makes it the same each time.

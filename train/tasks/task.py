@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -50,6 +50,8 @@ class Task(Protocol):
     names: Sequence[str]
     """What people call each of them: its file."""
     held_out_images: int
+    buckets: Sequence[Hashable] | None
+    """The shape of each training image, where they differ; those of a batch are alike."""
     prompts: Sequence[str]
     """What the samples show; empty when no prompt makes them."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,9 @@ class TextToImage:
         self.names: Sequence[str] = [item.path.name for item in data.train]
         self._dropout = setup.config.caption_dropout
         self._latents = self.diffusion.encode_images([item.path for item in data.train])
+        self.buckets: Sequence[Hashable] | None = (
+            self._latents.shapes if setup.config.aspect_buckets else None
+        )
         captions = [item.caption for item in data.train]
         self._texts = self.diffusion.texts(captions)
         self._watched = (

@@ -73,7 +73,10 @@ def require_useful_rank(module: nn.Module, targets: Sequence[str], rank: int) ->
     An update of a weight [out, in] has rank min(out, in) at most: beyond it, parameters say nothing new.
     """
     sizes = {
-        name: min(layer.weight.shape[0], layer.weight[0].numel())
+        # By features, as the weights of 4 bits lie packed.
+        name: min(layer.in_features, layer.out_features)
+        if isinstance(layer, nn.Linear)
+        else min(layer.weight.shape[0], layer.weight[0].numel())
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and any(_ends_with(name, target) for target in targets)
     }

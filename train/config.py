@@ -10,6 +10,7 @@ from hubctl.errors import InputError
 
 Task = Literal["text-to-image", "dreambooth", "segmentation"]
 MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
+Weights = Literal["none", "int8", "fp8", "nf4"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Preset = Literal["object", "face", "style"]
 
@@ -17,6 +18,7 @@ Optimizer = Literal["adamw", "adamw8bit", "prodigy", "adafactor"]
 Schedule = Literal["cosine", "linear", "polynomial", "constant"]
 
 TASKS: tuple[str, ...] = get_args(Task)
+WEIGHTS: tuple[str, ...] = get_args(Weights)
 TRACKERS: tuple[str, ...] = get_args(Tracker)
 PRESETS: tuple[str, ...] = get_args(Preset)
 MIXED_PRECISIONS: tuple[str, ...] = get_args(MixedPrecision)
@@ -65,6 +67,9 @@ class TrainConfig:
     aspect_buckets: bool = False
     """text-to-image: train at shapes near the images' own instead of on their middle squares."""
     mixed_precision: MixedPrecision = "auto"
+    quantize: Weights = "none"
+    """Weights of the frozen denoiser: int8 or fp8 (torchao) take half of half precision's memory, nf4
+    (bitsandbytes) a quarter."""
     gradient_checkpointing: bool = False
     """Compute activations again on the way back instead of keeping them: less memory, a third more time."""
     checkpoint_every: int | None = None
@@ -128,6 +133,7 @@ class TrainConfig:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("preset", self.preset, PRESETS),
+            ("quantize", self.quantize, WEIGHTS),
             *(("track", name, TRACKERS) for name in self.track),
         ]
         for name, chosen, known in choices:
@@ -200,6 +206,13 @@ class TrainConfig:
             raise InputError("no layer to adapt is named", hint="give e.g. --targets attention")
 
     def _check_text_encoder(self) -> None:
+        if self.quantize != "none" and (self.task == "segmentation" or self.dora):
+            what = (
+                "--dora, which measures the base's own"
+                if self.dora
+                else "segmentation, whose bases are small"
+            )
+            raise InputError(f"--quantize changes weights: not with {what}", hint="train without it")
         if self.aspect_buckets and self.task != "text-to-image":
             raise InputError(
                 f"--aspect-buckets is for text-to-image, not for {self.task}", hint="train without it"

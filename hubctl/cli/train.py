@@ -95,6 +95,8 @@ def _diffusion(command: F) -> F:
                      help="Adapt CLIP too.  [default: no, but for --preset face]"),
         click.option("--text-encoder-lr", type=float, metavar="RATE",
                      help="Its peak rate.  [default: half of --lr]"),
+        click.option("--quantize", type=click.Choice(["none", "int8", "fp8", "nf4"]), default="none",
+                     show_default=True, help="Weights of the frozen base in 8 or 4 bits, for large ones."),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
         click.option("--min-snr", type=float, metavar="GAMMA", help="Weigh steps by min(SNR, GAMMA) / SNR."),
         click.option("--noise-offset", type=float, default=0.0, show_default=True,

@@ -16,10 +16,10 @@ from PIL import Image
 from hubctl.errors import InputError
 from hubctl.families import Family
 from hubctl.modeling.pipelines import load_pipeline
+from hubctl.modeling.quantize import quantize
 from serve.engine.config import EngineConfig, Quantize
 from serve.engine.defaults import Defaults
 from serve.engine.offload import Offload
-from serve.engine.quantize import quantize
 from serve.engine.requests import ImageRequest
 from serve.engine.shared_module import CallShape
 

@@ -20,12 +20,12 @@ from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from hubctl.modeling.loading import load_segmenter
+from hubctl.modeling.quantize import quantize
 from serve.engine.compiled import Compiled
 from serve.engine.config import EngineConfig
 from serve.engine.core import Core, Session, pick_device
 from serve.engine.host_rows import refuse_non_finite
 from serve.engine.labels import read_labels
-from serve.engine.quantize import quantize
 from serve.engine.requests import (
     Cancelled,
     EngineInfo,

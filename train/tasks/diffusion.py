@@ -22,6 +22,7 @@ from hubctl.adapter.kohya import clip_path
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from hubctl.modeling.pipelines import load_pipeline
+from hubctl.modeling.quantize import quantize
 from hubctl.settings import environment
 from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.buckets import Size, nearest_bucket
@@ -98,7 +99,9 @@ class Diffusion:
         self._kind = DENOISERS[family.name]
         # Small text encoders run once, or train: in float32.
         half = dict.fromkeys((family.denoiser, *self._kind.large_encoders), setup.frozen_dtype)
-        self.pipeline = open_pipeline(setup.base, {"default": torch.float32, **half}, setup.device)
+        self.pipeline = open_pipeline(
+            setup.base, {"default": torch.float32, **half}, setup.device, weights=setup.config.quantize
+        )
         self.denoiser: Any = getattr(self.pipeline, family.denoiser)
         targets = resolve_targets(self.denoiser, setup.config.targets, default_targets=family.default_targets)
         require_useful_rank(self.denoiser, targets, setup.plan.rank)
@@ -297,7 +300,7 @@ class Diffusion:
         Raises:
             IntegrityError: some tensors are not loaded again, or the answers differ.
         """
-        device, dtype = self.setup.device, self.setup.frozen_dtype
+        dtype = self.setup.frozen_dtype
         generator = torch.Generator().manual_seed(0)
         clean = latents.draw([0], generator)
         noised = self.noise.add(clean, noise_like(clean, generator), torch.tensor([self.noise.count // 2]))
@@ -307,14 +310,7 @@ class Diffusion:
         trained = self._kind.predict(self.denoiser, self.pipeline, *asked, conditions).float()
         tensors = {name: get_peft_model_state_dict(part) for name, part in self._adapted().items()}
         self.module.to("cpu")  # two of them would not fit where one just does
-        fresh: dict[str, Any] = {
-            name: type(part)
-            .from_pretrained(
-                self.setup.base.path / name, dtype=torch.float32 if name in self.encoders else dtype
-            )
-            .to(device)
-            for name, part in self._adapted().items()
-        }
+        fresh = {name: self._fresh(name, type(part)) for name, part in self._adapted().items()}
         pipeline = type(self.pipeline)(**self.pipeline.components | fresh)
         pipeline.load_lora_weights(str(folder))
         for name, part in fresh.items():
@@ -327,6 +323,15 @@ class Diffusion:
         component = self.setup.base.family.denoiser
         loaded = self._kind.predict(fresh[component], pipeline, *asked, conditions).float()
         return require_same_answer(trained, loaded, dtype)
+
+    def _fresh(self, name: str, kind: Any) -> Any:
+        """The component `name` as the base has it, in the precision that it is trained in."""
+        setup = self.setup
+        dtype = torch.float32 if name in self.encoders else setup.frozen_dtype
+        part = kind.from_pretrained(setup.base.path / name, dtype=dtype)
+        if name not in self.encoders:
+            quantize(part, setup.config.quantize)
+        return part.to(setup.device)
 
     def _adapted(self) -> dict[str, Any]:
         """The parts of the pipeline that carry the adapter, by their names there."""
@@ -385,8 +390,12 @@ def _digest(image: Path | Image.Image) -> str:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
-def open_pipeline(base: BaseModel, dtypes: Mapping[str, torch.dtype], device: torch.device) -> Any:
+def open_pipeline(
+    base: BaseModel, dtypes: Mapping[str, torch.dtype], device: torch.device, *, weights: str = "none"
+) -> Any:
     """The pipeline, frozen and on the device, in a precision for each component; its VAE must have float32.
+
+    `weights` is the kind that the denoiser's linear layers get (`hubctl.modeling.quantize`).
 
     A VAE in half precision can answer NaN (https://github.com/huggingface/diffusers/issues/4736); so its
     decoder gets float32 from samples too.
@@ -394,6 +403,7 @@ def open_pipeline(base: BaseModel, dtypes: Mapping[str, torch.dtype], device: to
     # The checker would blacken training samples.
     pipeline = load_pipeline(base.path, dtypes, without=("safety_checker",))
     pipeline.set_progress_bar_config(disable=True)
+    quantize(getattr(pipeline, base.family.denoiser), weights)  # before the device has to hold all of it
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             component.requires_grad_(False)

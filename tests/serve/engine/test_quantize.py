@@ -18,9 +18,9 @@ from torchao.utils import TorchAOBaseTensor
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
 from hubctl.modeling.loading import load_segmenter
+from hubctl.modeling.quantize import quantize
 from serve.engine.config import EngineConfig, Quantize
 from serve.engine.generate import ImageEngine
-from serve.engine.quantize import quantize
 from serve.engine.requests import ImageRequest, LoraUse
 from serve.engine.segment import SegmentEngine
 from tests.serve import reference, segmenters, tiny, tiny_pipelines
@@ -146,6 +146,6 @@ def test_a_segmenter_is_what_peft_makes_of_the_same_quantised_backbone(
 def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     quantize(nn.Linear(2, 2), "none")
-    with pytest.raises(InputError, match="quantize = 'int8' needs torchao") as caught:
+    with pytest.raises(InputError, match="'int8' need torchao") as caught:
         quantize(nn.Linear(2, 2), "int8")
     assert caught.value.hint == "pip install 'hubctl[quantize]'"

@@ -68,6 +68,8 @@ def open_training(
     from train.tasks.task import Setup
 
     accelerator, frozen_dtype = open_accelerator(config.mixed_precision)
+    if config.quantize == "nf4" and accelerator.device.type == "cpu":
+        raise InputError("bitsandbytes trains over nf4 weights on a GPU only", hint="--quantize int8")
     setup = Setup(
         config=config,
         plan=plan,

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_NF4_BLOCK = 64
-
-
 def quantize(module: nn.Module, how: str) -> None:
     """Give every linear layer of `module` weights of the kind `how`, in place.
 
@@ -59,8 +56,7 @@ def _to_nf4(module: nn.Module) -> None:
 
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
-            # On a CPU a block of weights must not cross a row; only tiny models have such rows.
-            if type(layer) is not nn.Linear or layer.in_features % _NF4_BLOCK:
+            if type(layer) is not nn.Linear:
                 continue
             small = Linear4bit(
                 layer.in_features,

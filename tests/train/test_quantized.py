@@ -44,6 +44,19 @@ def test_what_a_quantised_base_cannot_do_is_refused() -> None:
         TrainConfig(task="segmentation", **settings)
 
 
+def test_4_bits_are_refused_without_a_gpu(tmp_path: Path, captioned: Path, diffusion_base: Path) -> None:
+    config = TrainConfig(
+        task="text-to-image",
+        base=str(diffusion_base),
+        data=captioned,
+        output=tmp_path / "out",
+        quantize="nf4",
+    )
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="on a GPU only"):
+            run(config)
+
+
 def test_4_bits_without_their_library_are_refused_by_name() -> None:
     import importlib.util
 

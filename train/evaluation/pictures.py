@@ -33,6 +33,8 @@ UNRELATED = (
     "alarm clock",
 )  # fmt: skip
 """What hardly any adapter is about: how these change is drift."""
+GUIDANCE = 5.0
+"""Strength of guidance for bases that are served but not trained."""
 SHOWN = 6
 BATCH = 4
 
@@ -90,7 +92,8 @@ class _Artist:
     """The stock pipeline of a base, with the adapter loaded by diffusers."""
 
     def __init__(self, base: BaseModel, config: EvalConfig, device: torch.device) -> None:
-        self._kind = DENOISERS[base.family.name]
+        known = DENOISERS.get(base.family.name)
+        self._guidance = known.guidance if known else GUIDANCE
         self.side_px = native_px(base.path)
         half = getattr(torch, base.family.half) if device.type == "cuda" else torch.float32
         self._pipeline = open_pipeline(base, {"default": half, "vae": torch.float32}, device)
@@ -108,7 +111,7 @@ class _Artist:
             height=self.side_px,
             width=self.side_px,
             num_inference_steps=SAMPLE_STEPS,
-            guidance_scale=self._kind.guidance,
+            guidance_scale=self._guidance,
             generator=[torch.Generator().manual_seed(seed + place) for place in range(len(prompts))],
         ).images
         return pictures

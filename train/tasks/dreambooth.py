@@ -16,7 +16,8 @@ from torch import nn
 from train.config import TrainConfig
 from train.dataset import SubjectData
 from train.tasks.denoisers import join
-from train.tasks.diffusion import LOSS_NOTE, Diffusion, Latents
+from train.tasks.diffusion import LOSS_NOTE, Diffusion
+from train.tasks.latents import Latents
 from train.tasks.task import Evaluation, Setup
 
 

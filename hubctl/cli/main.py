@@ -71,7 +71,7 @@ PACKAGES = {
 """Commands that import a top-level package with a name that a user's own script may bear as well."""
 
 EXTRAS = {
-    "data": "train",
+    "data": "datasets",
     "train": "train",
     "eval": "train",
     "reproduce": "train",

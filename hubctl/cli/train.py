@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hubctl.cli.output import Output, Progress, duration, human_bytes, json_option
+from hubctl.errors import InputError
 
 if TYPE_CHECKING:
     from hubctl.refs import AdapterRef
@@ -201,6 +202,8 @@ def _run(
     **settings: Any,
 ) -> None:  # fmt: skip
     config = config_of(**settings)
+    if cluster and plan_only:
+        raise InputError("--plan measures this machine, not a cluster", hint="leave out --plan or --cluster")
     if cluster:
         from hubctl.cli.cluster import train_there
 

@@ -113,6 +113,8 @@ def test_faults_there_are_said_here_before_the_training(
     assert "training" not in ran.err.replace("the training", "")
     own = run_cli(*words(cluster, data, "--base", str(tmp_path)), cwd=tmp_path, HF_ENDPOINT=registry.endpoint)
     assert "the cluster cannot see the folder" in own.err
+    plan = run_cli(*words(cluster, data, "--plan"), cwd=tmp_path)
+    assert "--plan measures this machine" in plan.err
     absent = run_cli(*words("http://127.0.0.1:9", data), cwd=tmp_path, HF_ENDPOINT=registry.endpoint)
     assert absent.code == 8
     assert "no Ray dashboard at http://127.0.0.1:9" in absent.err

@@ -60,7 +60,7 @@ def _no_home_of_ours(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty HUBCTL_HOME (with the cache in it) for this test and its subprocesses."""
-    folder = tmp_path_factory.mktemp("hubctl-home")
+    folder = tmp_path_factory.mktemp("for-home") / "hubctl-home"
     monkeypatch.setenv("HUBCTL_HOME", str(folder))
     ours = ("HUBCTL_CACHE", "HUBCTL_CACHE_QUOTA", "HUBCTL_TOKEN")
     for name in (*ours, "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR", "COLUMNS", "LINES"):

@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubctl.errors import InputError, UnavailableError
+from hubctl.errors import AccessError, InputError, UnavailableError
 
 _TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -37,12 +37,19 @@ def run_job(
 
     Raises:
         UnavailableError: nobody answers at the address.
+        AccessError: the cluster wants a token of its own.
         InputError: the cluster does not take the job, or it failed there.
     """
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     try:
         client = JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise AccessError(
+            f"the Ray cluster at {address} wants a token",
+            hint="export RAY_AUTH_TOKEN=...; see its administrator",
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UnavailableError(
             f"no Ray dashboard at {address}: {error}", hint="give the head's, e.g. --cluster http://HEAD:8265"

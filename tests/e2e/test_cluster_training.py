@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 
 from hubctl.settings import child_environment
 from tests.cli import run_cli
-from tests.e2e.server import STOP_S, descendants, wait_until_gone
+from tests.e2e.server import descendants, wait_until_gone
 from tests.registry_server import RegistryServer
 from tests.train import tiny
 
@@ -39,7 +41,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "--dashboard-host=127.0.0.1", f"--dashboard-port={ports[1]}", "--object-store-memory=100000000",
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("cluster") / "log"
-    env = child_environment(RAY_USAGE_STATS_ENABLED="0", PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    # A folder of its own, of a short name for its sockets: what others start would join this cluster.
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    env = child_environment(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_AUTH_MODE="disabled",
+        RAY_TMPDIR=folder,
+        PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    )
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=env)
     address = f"http://127.0.0.1:{ports[1]}"
@@ -49,8 +58,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         started = descendants(process.pid)
         process.terminate()
-        process.wait(STOP_S)
+        process.wait(START_S)
         wait_until_gone(started)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_for_dashboard(process: subprocess.Popen[bytes], address: str, log: Path) -> None:

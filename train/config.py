@@ -149,6 +149,7 @@ class TrainConfig:
         if not self.base.strip():
             raise InputError("no base model is named", hint="name one, e.g. --base emoji-64")
         self._check_numbers()
+        self._check_denoiser()
         self._check_text_encoder()
         self._check_dreambooth()
 
@@ -205,7 +206,7 @@ class TrainConfig:
         if not self.targets or not all(target.strip() for target in self.targets):
             raise InputError("no layer to adapt is named", hint="give e.g. --targets attention")
 
-    def _check_text_encoder(self) -> None:
+    def _check_denoiser(self) -> None:
         if self.quantize != "none" and (self.task == "segmentation" or self.dora):
             what = (
                 "--dora, which measures the base's own"
@@ -217,6 +218,8 @@ class TrainConfig:
             raise InputError(
                 f"--aspect-buckets is for text-to-image, not for {self.task}", hint="train without it"
             )
+
+    def _check_text_encoder(self) -> None:
         if self.task == "segmentation" and (self.train_text_encoder or self.text_encoder_lr):
             raise InputError("a segmentation base has no text encoder", hint="train without it")
         if self.text_encoder_lr is None:

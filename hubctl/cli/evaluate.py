@@ -62,11 +62,12 @@ def evaluate(
     from train.evaluation.run import evaluate as judge
 
     folder = locate(adapter, remote)
-    name = adapter.rstrip("/").rsplit("/", 1)[-1]
+    own = Path(adapter).is_dir()
+    name = folder.resolve().name if own else adapter.rpartition("/")[2]
     config = EvalConfig(
         adapter=folder,
         output=output or Path(f"{name}-eval"),
-        card=card and Path(adapter).is_dir(),  # what was pulled is kept as it is on the registry
+        card=card and own,  # what was pulled is kept as it is on the registry
         **settings,
     )
     report = shown(out, judge(config, fetch_base=fetch_base))

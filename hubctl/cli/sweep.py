@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,7 +102,8 @@ def _judged(out: Output, cell: TrainConfig, embedder: str | None) -> dict[str, A
 
     if not can_judge(cell.task, cell.base, embedder):
         return {}
-    report = cell.output.parent / "reports" / cell.output.name
+    judge = f"-{Path(embedder).name}" if embedder else ""
+    report = cell.output.parent / f"reports{judge}" / cell.output.name
     if not (report / REPORT).is_file() or cell.overwrite:
         config = EvalConfig(
             adapter=cell.output, data=cell.data, output=report, embedder=embedder, overwrite=True

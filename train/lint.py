@@ -13,6 +13,7 @@ from hubctl.errors import DataError
 from train.dataset import (
     METADATA,
     CaptionedImage,
+    is_captioned,
     list_images,
     open_image,
     read_caption_items,
@@ -111,8 +112,7 @@ def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
 def _kind(part: Path) -> Kind:
     if has_masks(part):
         return "masks"
-    captioned = (part / METADATA).is_file() or any(p.with_suffix(".txt").is_file() for p in list_images(part))
-    return "captions" if captioned else "subject"
+    return "captions" if is_captioned(part) else "subject"
 
 
 def _captions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from hubctl.errors import InputError
@@ -91,5 +91,4 @@ def _tell(tracker: Any, event: Event, step: int) -> None:
         with Image.open(event.path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        with suppress(NotImplementedError):
-            tracker.log_images({"samples": pixels[None]}, step=step, **layout)
+        tracker.log_images({"samples": pixels[None]}, step=step, **layout)

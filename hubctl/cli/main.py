@@ -29,7 +29,7 @@ from hubctl.cli.remote import remote
 from hubctl.cli.remove import remove
 from hubctl.cli.reproduce import reproduce
 from hubctl.cli.serve import generate, segment, serve
-from hubctl.cli.sweep import sweep as _  # noqa: F401 -- a part of `train`
+from hubctl.cli.sweep import sweep
 from hubctl.cli.train import train
 from hubctl.cli.transfer import pull, push
 from hubctl.cli.verify import verify
@@ -186,6 +186,7 @@ for _command in (
     login, logout, whoami, remote, cache, registry, bench, doctor, completion,
 ):  # fmt: skip
     cli.add_command(_command)
+train.add_command(sweep)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is no list like 4,16", param, ctx)
 
 
-@train.group(no_args_is_help=True)
+@click.group(no_args_is_help=True)
 def sweep() -> None:
     """Find the rank, rate and steps that suit your images: train a small grid, and compare.
 
@@ -161,9 +161,7 @@ _EMBEDDER = click.Option(
     ["--embedder"], metavar="REF", help="CLIP or DINOv2 to judge pictures.  [default: for emoji-64 its own]"
 )
 
-for _name, _command in list(train.commands.items()):
-    if _name == "sweep":
-        continue
+for _name, _command in train.commands.items():
     sweep.add_command(
         click.Command(
             _name,

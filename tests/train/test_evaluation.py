@@ -196,10 +196,10 @@ def test_pictures_without_captions_need_a_prompt(tmp_path: Path, style: Trained)
 def test_the_embedded_judge_knows_the_drawings_again() -> None:
     from hubctl.demo.data import DRAWINGS
     from train.evaluation.embedders import JudgeEmbedder
-    from train.evaluation.pictures import JUDGE
+    from train.style_rate import JUDGE
 
     pictures = [Image.open(path).convert("RGB") for path in sorted(DRAWINGS.glob("*.png"))[:20]]
-    embedder = JudgeEmbedder(JUDGE, "judge")
+    embedder = JudgeEmbedder(JUDGE)
     same = embedder.figures(pictures, [""] * 20, pictures)
     assert same["same_style"] >= 0.9
     assert same["prompt_adherence"] == 1

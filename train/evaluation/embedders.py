@@ -24,8 +24,6 @@ BATCH = 16
 class Embedder(Protocol):
     """Judges pictures by what they look like."""
 
-    name: str
-
     def features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Unit vectors, [N, D]."""
 
@@ -44,12 +42,12 @@ def open_embedder(folder: Path, name: str, device: torch.device) -> Embedder:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if str(config.get("architecture", "")).endswith("Judge"):
-        return JudgeEmbedder(folder, name)
+        return JudgeEmbedder(folder)
     kind = config.get("model_type")
     if kind == "clip":
-        return ClipEmbedder(folder, name, device)
+        return ClipEmbedder(folder, device)
     if kind in ("dinov2", "dinov3_vit", "dinov2_with_registers", "vit"):
-        return DinoEmbedder(folder, name, device)
+        return DinoEmbedder(folder, device)
     raise InputError(
         f"{name} cannot judge pictures: its model type is {kind!r}",
         hint="give a CLIP or a DINOv2, e.g. --embedder openai/clip-vit-base-patch32",
@@ -69,8 +67,8 @@ def change(before: torch.Tensor, after: torch.Tensor) -> float:
 class JudgeEmbedder:
     """The classifier for emoji-64: 64 px pictures by style and by what they show."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self._judge = name, load_judge(folder)
+    def __init__(self, folder: Path) -> None:
+        self._judge = load_judge(folder)
 
     def features(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """What its body says, before style and subject part."""
@@ -94,10 +92,10 @@ class JudgeEmbedder:
 class _Transformers:
     """A model of transformers with its image processor."""
 
-    def __init__(self, folder: Path, name: str, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoImageProcessor, AutoModel
 
-        self.name, self._device = name, device
+        self._device = device
         self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         self._processor: Any = AutoImageProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True
@@ -129,10 +127,10 @@ class DinoEmbedder(_Transformers):
 class ClipEmbedder(_Transformers):
     """CLIP: pictures and prompts in one space."""
 
-    def __init__(self, folder: Path, name: str, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import AutoTokenizer
 
-        super().__init__(folder, name, device)
+        super().__init__(folder, device)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     @torch.no_grad()

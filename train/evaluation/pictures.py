@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-import hubctl
 from hubctl.base_models import BaseModel, FetchBase
 from hubctl.errors import InputError
 from hubctl.refs import AdapterRef
@@ -21,11 +20,11 @@ from train.dataset import CaptionedImage, open_image
 from train.evaluation.config import EvalConfig, Judgement, has_own_judge
 from train.evaluation.embedders import Embedder, change, open_embedder
 from train.events import Event, Judged, Warned
+from train.style_rate import JUDGE
 from train.tasks.denoisers import DENOISERS
 from train.tasks.diffusion import SAMPLE_STEPS, open_pipeline
 from train.tasks.grid import draw_grid
 
-JUDGE = Path(hubctl.__file__).parent / "bases" / "emoji-64-judge"
 SCALES = (0.0, 0.5, 1.0)
 """Strengths of the adapter; 0 is the base."""
 UNRELATED = (

@@ -58,6 +58,27 @@ def environment() -> Environment:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """This process among those that train together, by the variables of torchrun and `accelerate launch`."""
+
+    rank: int
+    """`RANK`: its number, from 0, over all machines."""
+    count: int
+    """`WORLD_SIZE`: how many there are; 1 for a process on its own."""
+    count_here: int
+    """`LOCAL_WORLD_SIZE`: how many there are on this machine."""
+
+
+def place() -> Place:
+    """Read the place now, as `environment` does."""
+    names = {"rank": "RANK", "count": "WORLD_SIZE", "count_here": "LOCAL_WORLD_SIZE"}
+    try:
+        return Place(**{field: int(os.environ.get(name) or field != "rank") for field, name in names.items()})
+    except ValueError as error:
+        raise InputError(f"one of {', '.join(names.values())} is no number: {error}") from error
+
+
 def read_amount(text: str, units: Mapping[str, int]) -> int | None:
     """`1.5GB` in the smallest of `units` (in lower case; "" is no unit); None when it is no such amount."""
     match = _AMOUNT.fullmatch(text.strip())
@@ -83,6 +104,11 @@ def export_defaults(**values: str) -> None:
     """Set variables that a library reads from nowhere else, here and in children, unless set already."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def export(**values: str) -> None:
+    """Set variables that a library reads from nowhere else, here and in children."""
+    os.environ.update(values)
 
 
 def load_toml(path: Path, cls: type[T]) -> T:

@@ -51,6 +51,8 @@ class TrainConfig:
     batch_size: int | None = None
     accumulation: int = 1
     """Batches whose gradients make one step: the images of a step are batch size times this."""
+    processes: int = 1
+    """Processes that train together, on a GPU each: the images of a step are times this too."""
     learning_rate: float | None = None
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
@@ -158,6 +160,7 @@ class TrainConfig:
             "steps": self.steps,
             "batch-size": self.batch_size,
             "accumulate": self.accumulation,
+            "processes": self.processes,
             "rank": self.rank,
             "num-class-images": self.num_class_images,
         }

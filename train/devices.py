@@ -5,24 +5,32 @@ from __future__ import annotations
 import logging
 import os
 import resource
+from datetime import timedelta
 
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, check_cuda_p2p_ib_support
 
 from hubctl.errors import InputError
+from hubctl.settings import export_defaults, place
 from train.config import MixedPrecision
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for the first, which alone fetches, encodes, draws and looks: whoever started them
+ends them when one of them is lost, so that no shorter limit is needed."""
 
 
 def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torch.dtype]:
     """An accelerator on this machine's device, and the precision of the frozen base on it.
 
     A GPU computes in half precision and keeps the frozen base so; a CPU keeps float32 unless told
-    otherwise, since most have no faster half precision.
+    otherwise, since most have no faster half precision. Of several processes each has a GPU of its own; the
+    first call waits until all of them have come so far.
 
     Raises:
-        InputError: the device cannot compute in this precision.
+        InputError: the device cannot compute in this precision, or there are too few GPUs.
     """
     # accelerate keeps one global state and refuses another precision later in the same process.
     AcceleratorState._reset_state()
@@ -34,9 +42,29 @@ def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torc
         raise InputError(
             "fp16 needs a GPU, and this machine has none", hint="add --mixed-precision bf16 or no"
         )
-    accelerator = Accelerator(mixed_precision=chosen)
+    here = place()
+    if on_gpu and here.count > 1:
+        _require_gpus(here.count_here)
+        if not check_cuda_p2p_ib_support():  # as `accelerate launch` does for cards that cannot
+            export_defaults(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
+    accelerator = Accelerator(
+        mixed_precision=chosen,
+        cpu=here.count > 1 and not on_gpu,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    if not on_gpu and here.count > 1:
+        accelerator.state.device = torch.device("cpu")  # not cpu:0, which safetensors does not know
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return accelerator, half.get(chosen, torch.float32) if on_gpu else torch.float32
+
+
+def _require_gpus(processes: int) -> None:
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        raise InputError(
+            f"{processes} processes want a GPU each, and this machine has {gpus}",
+            hint=f"give --processes {gpus} or less",
+        )
 
 
 def peak_memory_bytes(device: torch.device) -> tuple[int, int]:

@@ -26,12 +26,14 @@ class Started:
     images: int
     held_out_images: int
     batch_size: int
+    """Images at once, of one process."""
     learning_rate: float
     resolution_px: int
     rank: int
     alpha: float
     trainable_parameters: int
     device: str
+    processes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +90,8 @@ class Planned:
     class_images_to_draw: int
     changes: tuple[str, ...]
     """Flags to give so that it fits; empty when it does as it is."""
+    processes: int = 1
+    """That will train; one of them was measured, alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

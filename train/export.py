@@ -146,6 +146,7 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
         "targets": ", ".join(config.targets),
         "steps": plan.steps,
         "batch size": plan.batch_size,
+        **({"processes": plan.processes} if plan.processes > 1 else {}),
         "learning rate": plan.learning_rate,
         "resolution": f"{plan.resolution_px} px",
         "seed": config.seed,

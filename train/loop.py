@@ -19,6 +19,7 @@ from train.events import Event, StepDone, Warned
 from train.guards import Verdict, judge_step, split
 from train.optimizers import set_rate
 from train.plan import Plan, batches, learning_rate_factor, time_left_s
+from train.ranks import Ranks
 from train.state import State
 from train.tasks.task import Task
 
@@ -34,11 +35,12 @@ def run_steps(
     """Train `task.module` in place from where `state` is: `StepDone` for each step, or `Warned`.
 
     Between two events the state is whole: the caller may capture it, and may use the module; that time does
-    not count as training time.
+    not count as training time. Of several processes each does its part of every step, and all decide alike.
 
     Raises:
         InputError: training diverged in spite of smaller rates, or not even one image fits into memory.
     """
+    ranks = Ranks(accelerator)
     good = state.capture()
     durations_s: deque[float] = deque(maxlen=SPEED_WINDOW)
     bad = 0
@@ -46,9 +48,9 @@ def run_steps(
         for indices in _order(task, plan, config.seed, state.progress.step):
             started_s = time.perf_counter()
             try:
-                loss = _step(task, plan, config, accelerator, state, indices)
-            except RuntimeError as error:  # torch.OutOfMemoryError among them
-                yield _smaller(state, good, error)
+                loss = _step(task, plan, config, accelerator, ranks, state, indices)
+            except _OutOfMemory:
+                yield _smaller(state, good)
                 break
             durations_s.append(time.perf_counter() - started_s)
             progress = state.progress
@@ -64,14 +66,16 @@ def run_steps(
             elif verdict is Verdict.SKIP:
                 bad += 1
                 progress.step += 1
-                yield Warned(message=f"step {progress.step} is skipped: {_blame(task, state, indices)}")
+                blamed = _blame(task, state, ranks, indices)
+                yield Warned(message=f"step {progress.step} is skipped: {blamed}")
             elif verdict is Verdict.ROLL_BACK:
                 bad = 0
                 yield _roll_back(state, good)
                 break
             else:
+                blamed = _blame(task, state, ranks, indices)
                 raise InputError(
-                    f"training has diverged at step {progress.step + 1}: {_blame(task, state, indices)}",
+                    f"training has diverged at step {progress.step + 1}: {blamed}",
                     hint=f"train again with a lower rate: --lr {plan.learning_rate / 16:.0e}",
                 )
 
@@ -86,30 +90,58 @@ def _step(
     plan: Plan,
     config: TrainConfig,
     accelerator: Accelerator,
+    ranks: Ranks,
     state: State,
     indices: tuple[int, ...],
 ) -> float | None:
-    """One optimizer step on `indices`; its loss, or None (and nothing changed) where that is no number."""
+    """One optimizer step on `indices`; its loss, or None (and nothing changed) where that is no number.
+
+    Raises:
+        _OutOfMemory: a process, this one or another, has too little for its part.
+    """
     progress = state.progress
     factor = learning_rate_factor(progress.step, plan.steps, plan.warmup_steps, plan.schedule)
     set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor)
     training_mode(state.module)
     state.optimizer.zero_grad()
-    total = 0.0
-    for part in split(indices, progress.micro_batch):
-        with accelerator.autocast():
-            loss = task.loss(state.module, part, state.generator) * (len(part) / len(indices))
-        total += float(loss.detach())
-        if not math.isfinite(total):
-            return None
-        accelerator.backward(loss)
+    own, fits = _gradients(task, accelerator, state, ranks.part(indices))
+    losses, all_fit = zip(*ranks.exchange(own, fits), strict=True)
+    if not all(all_fit):
+        raise _OutOfMemory
+    total = sum(losses) / ranks.count
+    if not math.isfinite(total):
+        return None
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    ranks.average_gradients(parameters)
     norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
     # In fp16 the scaler looks for such gradients itself, and needs to see them to lower its scale.
     if accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
         return None
     state.optimizer.step()
     return total
+
+
+def _gradients(
+    task: Task, accelerator: Accelerator, state: State, indices: tuple[int, ...]
+) -> tuple[float, bool]:
+    """Forward and backward over this process's examples: the mean loss, and whether they fit into memory.
+
+    A loss that is no number ends it early.
+    """
+    total = 0.0
+    try:
+        for part in split(indices, state.progress.micro_batch):
+            with accelerator.autocast():
+                loss = task.loss(state.module, part, state.generator) * (len(part) / len(indices))
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
+            accelerator.backward(loss)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        return total, False
+    return total, True
 
 
 def _done(state: State, plan: Plan, loss: float, steps_per_s: float) -> StepDone:
@@ -134,14 +166,15 @@ def _roll_back(state: State, good: dict[str, Any]) -> Warned:
     )
 
 
-def _blame(task: Task, state: State, indices: tuple[int, ...]) -> str:
+def _blame(task: Task, state: State, ranks: Ranks, indices: tuple[int, ...]) -> str:
     """Which images make a loss that is no number, each asked alone."""
     state.module.eval()
     with torch.no_grad():
-        losses = {
+        own = {
             index: float(task.loss(state.module, (index,), torch.Generator().manual_seed(0)))
-            for index in dict.fromkeys(indices)
+            for index in dict.fromkeys(ranks.part(indices))
         }
+    losses = {index: loss for found in ranks.gather(own) for index, loss in found.items()}
     guilty = [task.names[index] for index, loss in losses.items() if not math.isfinite(loss)]
     if not guilty:
         return "the gradient of its images is no number"
@@ -153,19 +186,18 @@ def _blame(task: Task, state: State, indices: tuple[int, ...]) -> str:
 # -- memory --------------------------------------------------------------------------------------
 
 
-def _smaller(state: State, good: dict[str, Any], error: RuntimeError) -> Warned:
-    """Halve what is in memory at once, and go back to the last good state: the step may be half done.
+class _OutOfMemory(Exception):
+    """A step's part does not fit into the memory of some process; all hear of it, and nothing is updated."""
 
-    Other errors go on their way.
-    """
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-        raise error
+
+def _smaller(state: State, good: dict[str, Any]) -> Warned:
+    """Halve what is in memory at once, and go back to the last good state: the step is half done."""
     micro_batch = state.progress.micro_batch
     if micro_batch == 1:
         raise InputError(
             "not even one image fits into the device's memory",
             hint="train at a lower --resolution, with --gradient-checkpointing, or on a larger device",
-        ) from error
+        )
     state.restore(good)
     state.progress.micro_batch = micro_batch // 2
     state.optimizer.zero_grad()

@@ -19,7 +19,8 @@ MEASURED_STEPS = 4
 def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iterator[Event]:
     """Run some real steps of a training, and say what all of it will take; nothing is written.
 
-    Where the device runs out of memory, the steps are tried with fewer images at once.
+    Where the device runs out of memory, the steps are tried with fewer images at once. Of several processes
+    one is measured: the others do the same at the same time.
 
     Raises:
         HubctlError: as `train`; an InputError when not even one image fits.
@@ -35,7 +36,7 @@ def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iter
     yield Preparing(stage=f"loading {base.id}, encoding the data")
     accelerator, task, state = open_training(config, plan, base, data, measuring=True)
     yield Preparing(stage="measuring some steps")
-    tried = dataclasses.replace(plan, steps=MEASURED_STEPS)
+    tried = dataclasses.replace(plan, steps=MEASURED_STEPS, processes=1)
     done = []
     for event in run_steps(task, config, tried, accelerator, state):
         if isinstance(event, StepDone):
@@ -54,7 +55,8 @@ def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iter
         device=str(accelerator.device),
         steps=plan.steps,
         batch_size=fits,
-        accumulation=plan.images_a_step // fits,
+        accumulation=tried.images_a_step // fits,
+        processes=plan.processes,
         resolution_px=plan.resolution_px,
         trainable_parameters=trained,
         adapter_bytes=trained * 4,
@@ -65,5 +67,5 @@ def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iter
         class_images_to_draw=max(0, config.num_class_images - given) if config.class_prompt else 0,
         changes=()
         if fits == plan.batch_size
-        else (f"--batch-size {fits}", f"--accumulate {plan.images_a_step // fits}"),
+        else (f"--batch-size {fits}", f"--accumulate {tried.images_a_step // fits}"),
     )

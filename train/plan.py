@@ -52,9 +52,11 @@ class Plan:
 
     steps: int
     batch_size: int
-    """Images in memory at once."""
+    """Images in memory at once, of one process."""
     accumulation: int = 1
     """Batches whose gradients make one step."""
+    processes: int = 1
+    """Processes whose gradients are averaged, each with images and noise of its own."""
     schedule: str = "cosine"
     learning_rate: float
     train_text_encoder: bool = False
@@ -83,7 +85,7 @@ class Plan:
     @property
     def images_a_step(self) -> int:
         """Images that one optimizer step learns from."""
-        return self.batch_size * self.accumulation
+        return self.batch_size * self.accumulation * self.processes
 
 
 def make_plan(
@@ -99,6 +101,7 @@ def make_plan(
     alpha: float | None,
     sample_every: int | None,
     accumulation: int = 1,
+    processes: int = 1,
     schedule: str = "cosine",
     checkpoint_every: int | None = None,
     preset: str | None = None,
@@ -129,6 +132,7 @@ def make_plan(
         alpha=float(rank if alpha is None else alpha),
         sample_steps=sample_steps(steps, every),
         accumulation=accumulation,
+        processes=processes,
         schedule=schedule,
         # Ten by default: what is lost to a crash is a tenth at most.
         checkpoint_every=math.ceil(steps / 10) if checkpoint_every is None else checkpoint_every,
@@ -186,6 +190,11 @@ def batches(
                 done += 1
                 if done == steps:
                     return
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """What process `rank` draws from; the first from the seed itself, as a training in one process does."""
+    return random.Random(f"{seed} {rank}").getrandbits(63) if rank else seed
 
 
 def ema_keeps(step: int, most: float) -> float:

@@ -76,9 +76,12 @@ def open_training(
         base=base,
         device=accelerator.device,
         frozen_dtype=frozen_dtype,
+        first=accelerator.is_main_process,
         measuring=measuring,
     )
-    task = _open_task(setup, data)
+    # What the first process encodes and draws, the others find in the cache.
+    with accelerator.main_process_first():
+        task = _open_task(setup, data)
     optimizer = open_optimizer(parameter_groups(task.module, plan, config.lora_plus), config, plan)
     return accelerator, task, State(task.module, optimizer, accelerator, plan, config.seed, config.ema)
 
@@ -152,6 +155,7 @@ def plan_for(config: TrainConfig, base: BaseModel) -> Plan:
         alpha=config.alpha,
         sample_every=config.sample_every,
         accumulation=config.accumulation,
+        processes=config.processes,
         schedule=config.schedule,
         checkpoint_every=config.checkpoint_every,
     )

@@ -7,18 +7,19 @@ whole or not at all.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator
 
 from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
 from hubctl.base_models import BaseModel, FetchBase
 from hubctl.cpu import tune_cpu
+from hubctl.errors import InputError
+from hubctl.settings import place
 from train.base_size import native_px
+from train.between import Opened, Stop, looked_after, looks, take_best
 from train.config import TrainConfig
 from train.dataset import SubjectData
 from train.events import (
-    Checkpointed,
     Evaluated,
     Event,
     Preparing,
@@ -26,26 +27,17 @@ from train.events import (
     Sampled,
     Saved,
     Started,
-    StepDone,
     Stopped,
     Verified,
     Warned,
-    Watched,
 )
 from train.masks import MaskData
 from train.plan import Plan
 from train.prepare import Data, open_training, prepare
+from train.processes import train_together
 from train.recipe import Recipe, identity, recipe_settings, write_recipe
 from train.track import require_trackers, tracked
-from train.watch import Look, best_look, should_stop
 from train.work import Work, refuse_other_training, work_folder
-
-if TYPE_CHECKING:
-    from train.state import Clock, State
-    from train.tasks.task import Task
-
-Stop = Callable[[], bool]
-"""Asked between two steps: whether to save the state and end."""
 
 
 def train(
@@ -53,12 +45,27 @@ def train(
 ) -> Generator[Event, None, None]:
     """Train one adapter; `fetch_base` brings bases that are neither embedded nor a folder.
 
+    More than one process is started here, unless this is one of them already (`accelerate launch`): then the
+    first does the same as a process alone, the others their part of each step, and events that say so.
+
     When `stop` answers yes, the last event is `Stopped`, and the same call with `resume` goes on as if
     nothing had happened. Closing the iterator early leaves what the last checkpoint holds, or nothing.
 
     Raises:
         HubctlError: of the class that fits the fault: the base, the data, the output folder.
     """
+    here = place()
+    if here.count not in (1, config.processes):
+        raise InputError(
+            f"{here.count} processes were started for a training of {config.processes}",
+            hint=f"accelerate launch --num_processes {config.processes} ..., or leave out --processes",
+        )
+    if here.count < config.processes:
+        yield from train_together(config, fetch_base=fetch_base, stop=stop)
+        return
+    if here.rank:
+        yield from _help(config, fetch_base)
+        return
     require_trackers(config.track)
     base, data, plan = prepare(config, fetch_base)
     held = work_folder(
@@ -68,27 +75,46 @@ def train(
         yield from tracked(_train_in(work, config, plan, base, data, stop), config)
 
 
+def _help(config: TrainConfig, fetch_base: FetchBase | None) -> Generator[Event, None, None]:
+    """The other processes' training: without a folder, they neither look nor write nor decide."""
+    tune_cpu()
+    from train.devices import open_accelerator
+
+    # Waits for the first, until it has found nothing wrong with the request, and brought the base.
+    open_accelerator(config.mixed_precision)
+    base, data, plan = prepare(config, fetch_base)
+    yield from _train_in(None, config, plan, base, data, lambda: False)
+
+
 def _train_in(
-    work: Work, config: TrainConfig, plan: Plan, base: BaseModel, data: Data, stop: Stop
+    work: Work | None, config: TrainConfig, plan: Plan, base: BaseModel, data: Data, stop: Stop
 ) -> Generator[Event, None, None]:
+    """One process's training; the first alone has a folder to work in."""
     yield Preparing(stage="loading torch")
     tune_cpu()
     # Only now: torch and its friends take seconds to import, and read the environment once.
-    from train.devices import quiet_libraries
+    from train.devices import open_accelerator, quiet_libraries
 
     quiet_libraries()
-    from train import export, loop
+    from train import loop
+    from train.ranks import Ranks
     from train.state import Clock, read_state
 
     facts = identity(config, plan, base, data.sha256)
     captured = None
-    if config.resume:
+    if config.resume and work:
         captured, then = read_state(work.checkpoint)
         refuse_other_training(facts, then)
     yield Preparing(stage=f"loading {base.id}, encoding the data")
+    ranks = Ranks(open_accelerator(config.mixed_precision)[0])
+    # Also because the first may draw class images into the data, once the others have read them.
+    ranks.require_same(facts)
     accelerator, task, state = open_training(config, plan, base, data)
+    captured = ranks.from_first(captured)
     if captured:
-        state.restore(captured)
+        state.restore_all(captured, ranks)
+    else:
+        state.share(ranks)
     clock = Clock(state.progress.elapsed_s)
     trainable = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
     yield Started(
@@ -104,6 +130,7 @@ def _train_in(
         alpha=plan.alpha,
         trainable_parameters=trainable,
         device=str(accelerator.device),
+        processes=plan.processes,
     )
     if isinstance(data, MaskData) and plan.resolution_px != native_px(base.path):
         yield Warned(
@@ -112,16 +139,39 @@ def _train_in(
         )
     if captured:
         yield Resumed(step=state.progress.step)
-    elif plan.sample_steps:
+    elif work and plan.sample_steps:
         yield Sampled(path=task.sample(0, work.samples), step=0)
     steps = loop.run_steps(task, config, plan, accelerator, state)
-    for event in _looked_after(steps, work, config, plan, task, state, facts, clock, stop):
+    opened = Opened(
+        config=config,
+        plan=plan,
+        base=base,
+        data=data,
+        facts=facts,
+        accelerator=accelerator,
+        ranks=ranks,
+        task=task,
+        state=state,
+        clock=clock,
+    )
+    stopped = False
+    for event in looked_after(steps, opened, work, stop):
         yield event
-        if isinstance(event, Stopped):
-            return
+        stopped = isinstance(event, Stopped)
+    ranks.leave()
+    if work and not stopped:
+        yield from _finished(opened, work)
+
+
+def _finished(opened: Opened, work: Work) -> Iterator[Event]:
+    """After the steps: the best state judged, and the adapter folder made of it."""
+    from train import export
+
+    config, plan, base, data = opened.config, opened.plan, opened.base, opened.data
+    task, state = opened.task, opened.state
     # Takes autocast off the module again, so that it is judged and saved as others will load it.
-    accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
-    kept = _take_best(state)
+    opened.accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
+    kept = take_best(state)
     if plan.sample_steps and kept != state.progress.step:
         # The pictures in the card show what is saved.
         yield Sampled(path=task.sample(kept, work.samples), step=kept)
@@ -137,18 +187,18 @@ def _train_in(
         data_sha256=data.sha256,
         labels=data.labels if isinstance(data, MaskData) else {},
         losses=state.progress.losses,
-        looks=_looks(state),
+        looks=looks(state),
         evaluation=evaluation,
         prompts=task.prompts,
-        duration_s=clock.elapsed_s(),
-        device=str(accelerator.device),
+        duration_s=opened.clock.elapsed_s(),
+        device=str(opened.accelerator.device),
     )
     watched = 0 if isinstance(data, SubjectData) else len(data.watched)
     recipe = Recipe(
         settings=recipe_settings(config, plan),
         data={"sha256": data.sha256, "images": task.images + task.held_out_images + watched},
         base={"id": base.id, "commit": base.commit, "sha256": base.sha256},
-        versions=facts["versions"],
+        versions=opened.facts["versions"],
     )
     with new_folder(config.output, overwrite=config.overwrite) as folder:
         task.save(folder)
@@ -164,80 +214,3 @@ def _train_in(
     work.finished()
     weights = next(config.output.glob("*.safetensors"))
     yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
-
-
-def _looked_after(
-    steps: Iterator[Event],
-    work: Work,
-    config: TrainConfig,
-    plan: Plan,
-    task: Task,
-    state: State,
-    facts: dict[str, Any],
-    clock: Clock,
-    stop: Stop,
-) -> Iterator[Event]:
-    """The steps, with what comes between two of them: samples, looks, checkpoints, and reasons to end.
-
-    `Stopped` is the last event of a training that was asked to stop.
-    """
-    from train.state import write_state
-
-    for event in steps:
-        yield event
-        if not isinstance(event, StepDone):
-            continue
-        if event.step in plan.sample_steps:
-            with state.averaged():
-                picture = task.sample(event.step, work.samples)
-            yield Sampled(path=picture, step=event.step)
-        with state.averaged():
-            watched = _watch(task, plan, state)
-        if watched:
-            yield watched
-        stopped = stop() and event.step < plan.steps
-        # The finite are kept: one update can spoil weights whose loss was still a number.
-        if (stopped or event.step in plan.checkpoint_steps) and state.is_finite():
-            state.progress.elapsed_s = clock.elapsed_s()
-            write_state(work.checkpoint, state.capture(), facts)
-            yield Checkpointed(path=work.checkpoint, step=event.step)
-        if stopped:
-            yield Stopped(path=work.folder, step=event.step, steps=plan.steps)
-            return
-        looks = _looks(state)
-        if watched and config.auto_stop is not False and should_stop(looks):
-            yield Warned(
-                message=f"stopped at step {event.step} of {plan.steps}: held-out images have got worse since "
-                f"step {looks[best_look(looks)].step}, which is kept (--no-auto-stop goes on)"
-            )
-            return
-
-
-def _looks(state: State) -> list[Look]:
-    return [Look(step=step, train=train, held_out=unseen) for step, train, unseen in state.progress.looks]
-
-
-def _take_best(state: State) -> int:
-    """Go back to the best state that was looked at, else take the mean; the step whose state it is now."""
-    looks = _looks(state)
-    if not looks:
-        state.take_mean()
-        return state.progress.step
-    state.take_best()
-    return looks[best_look(looks)].step
-
-
-def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
-    """Look at the held-out images where it is time, and keep the state if it is the best so far."""
-    progress = state.progress
-    if progress.step % plan.watch_every and progress.step != plan.steps:
-        return None
-    losses = task.watch()
-    if losses is None:
-        return None
-    progress.looks.append((progress.step, *losses))
-    looks = _looks(state)
-    best = best_look(looks) == len(looks) - 1
-    if best:
-        state.keep_best()
-    return Watched(step=progress.step, train_loss=losses[0], held_out_loss=losses[1], best=best)

@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from hubctl.errors import IntegrityError
-from train.plan import Plan, ema_keeps
+from train.plan import Plan, ema_keeps, rank_seed
+from train.ranks import Ranks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,9 +54,13 @@ class State:
         seed: int,
         ema: float | None = None,
     ) -> None:
-        self.module: nn.Module = accelerator.prepare(module)
+        # Not to be wrapped for several processes: `Ranks.average_gradients` says why.
+        self.module: nn.Module = accelerator.prepare_model(module, evaluation_mode=True)
         self.optimizer: Any = accelerator.prepare(optimizer)
-        self.generator = torch.Generator().manual_seed(seed)
+        rank = accelerator.process_index
+        self.generator = torch.Generator().manual_seed(rank_seed(seed, rank))
+        if rank:
+            torch.manual_seed(rank_seed(seed, rank))  # of dropout inside the base
         self.progress = Progress(micro_batch=plan.batch_size)
         self.best: dict[str, torch.Tensor] | None = None
         self._trained, self._scaler = module, accelerator.scaler
@@ -68,15 +73,25 @@ class State:
             "tensors": self._tensors(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict() if self._scaler else None,
-            "generator": self.generator.get_state(),
-            # Dropout inside the base draws from torch's own.
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
+            **self._randoms(),
             "progress": asdict(self.progress),
         }
         # The best state is a copy already, which nothing changes.
         copied: dict[str, Any] = tree_map(_copied, state | {"mean": self._mean}) | {"best": self.best}
         return copied
+
+    def capture_all(self, ranks: Ranks) -> dict[str, Any]:
+        """The same of all processes: what others have of their own is their random states alone."""
+        return self.capture() | {"others": ranks.gather(self._randoms())[1:]}
+
+    def restore_all(self, captured: dict[str, Any], ranks: Ranks) -> None:
+        """Come back, in each process, to what `capture_all` captured."""
+        self.restore(captured if ranks.first else captured | captured["others"][ranks.rank - 1])
+
+    def share(self, ranks: Ranks) -> None:
+        """Begin with the first process's values: other machines may draw them otherwise in the last bit."""
+        if ranks.count > 1:
+            self._put(ranks.from_first(tree_map(_copied, self._tensors())))
 
     def restore(self, captured: dict[str, Any]) -> None:
         """Come back to the captured moment; the copy stays usable."""
@@ -129,6 +144,14 @@ class State:
     def is_finite(self) -> bool:
         """Whether every trained value is a number."""
         return all(bool(torch.isfinite(p).all()) for p in self._trained.parameters() if p.requires_grad)
+
+    def _randoms(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator.get_state(),
+            # Dropout inside the base draws from torch's own.
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        }
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """What trains, and what layers count along the way (BatchNorm's means)."""

@@ -14,6 +14,8 @@ import click
 from hubctl.cli.evaluate import shown
 from hubctl.cli.output import Output, duration
 from hubctl.cli.train import config_of, fetch_base, run_training, train
+from hubctl.errors import InputError
+from hubctl.settings import place
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -62,6 +64,8 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
     from hubctl.base_models import locate_base
     from train.sweep import TABLE, best, cells, draw_sheet, is_done, row
 
+    if place().count > 1:
+        raise InputError("a sweep starts its processes itself", hint="hubctl train sweep ... --processes N")
     lists = [settings.pop(name) for name in _LISTS]
     config = config_of(task=task, **settings)
     grid = cells(config, *lists)
@@ -77,9 +81,9 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
             _train(out, cell)
             spent_s.append(time.monotonic() - started_s)
         rows.append(row(cell.output, judged=_judged(out, cell, embedder)))
-    place = best(rows)
+    winner = best(rows)
     answer: dict[str, Any] = {
-        "best": str(grid[place].output) if place is not None else None,
+        "best": str(grid[winner].output) if winner is not None else None,
         "sheet": draw_sheet([cell.output for cell in grid], config.output),
         "rows": rows,
     }

@@ -16,6 +16,7 @@ import click
 
 from hubctl.cli.output import Output, Progress, duration, human_bytes, json_option
 from hubctl.errors import InputError
+from hubctl.settings import place
 
 if TYPE_CHECKING:
     from hubctl.refs import AdapterRef
@@ -40,9 +41,12 @@ def _common(command: F) -> F:
                      help="Run some steps, say what all of it will take, and write nothing."),
         click.option("--resume", is_flag=True, help="Go on with a training that was stopped."),
         click.option("--restart", is_flag=True, help="Give up a training that was stopped, and begin again."),
-        click.option("--batch-size", type=int, help="Images at once.  [default: by task and base]"),
+        click.option("--batch-size", type=int,
+                     help="Images at once, of each process.  [default: by task and base]"),
         click.option("--accumulate", "accumulation", type=int, default=1, show_default=True,
                      metavar="BATCHES", help="Batches whose gradients make one step."),
+        click.option("--processes", type=int, metavar="N",
+                     help="Train in N processes, with a GPU and a batch each.  [default: 1]"),
         click.option("--lr", "learning_rate", type=float, help="Peak rate.  [default: by task and base]"),
         click.option("--schedule", default="cosine", show_default=True,
                      type=click.Choice(["cosine", "linear", "polynomial", "constant"]),
@@ -74,7 +78,7 @@ def _common(command: F) -> F:
         click.option("--cluster", metavar="ADDRESS",
                      help="Train on a Ray cluster, e.g. http://HEAD:8265, and push from there."),
         click.option("--repo", metavar="OWNER/NAME", help="--cluster: where to.  [default: as hubctl push]"),
-        click.option("--gpus", type=float, default=1, show_default=True, help="--cluster: that it takes."),
+        click.option("--gpus", type=float, help="--cluster: that it takes.  [default: one for each process]"),
         click.option("--send-token", is_flag=True,
                      help="--cluster: push as you, and not as the cluster; its users could read the token."),
         click.option("--track", multiple=True, type=click.Choice(["tensorboard", "wandb", "trackio"]),
@@ -190,23 +194,30 @@ def segmentation(out: Output, **settings: Any) -> None:
     _run(out, task="segmentation", **settings)
 
 
-def config_of(*, targets: str, **settings: Any) -> TrainConfig:
-    """The configuration that flags ask for."""
+def config_of(*, targets: str, processes: int | None = None, **settings: Any) -> TrainConfig:
+    """The configuration that flags ask for; one of several processes (`accelerate launch`) is one of them."""
     from train.config import TrainConfig
 
-    return TrainConfig(targets=tuple(name.strip() for name in targets.split(",")), **settings)
+    return TrainConfig(
+        targets=tuple(name.strip() for name in targets.split(",")),
+        processes=place().count if processes is None else processes,
+        **settings,
+    )
 
 
 def _run(
-    out: Output, *, plan_only: bool, cluster: str | None, repo: str | None, gpus: float, send_token: bool,
-    **settings: Any,
+    out: Output, *, plan_only: bool, cluster: str | None, repo: str | None, gpus: float | None,
+    send_token: bool, **settings: Any,
 ) -> None:  # fmt: skip
     config = config_of(**settings)
     if cluster and plan_only:
         raise InputError("--plan measures this machine, not a cluster", hint="leave out --plan or --cluster")
+    if plan_only and place().count > 1:
+        raise InputError("--plan measures one process", hint="hubctl train ... --plan --processes N")
     if cluster:
         from hubctl.cli.cluster import train_there
 
+        gpus = config.processes if gpus is None else gpus
         there = train_there(out, config, address=cluster, repo=repo, gpus=gpus, send_token=send_token)
         with closing(there):  # Ctrl-C ends it there too
             for _ in _reported(out, there):
@@ -234,14 +245,16 @@ def _plan(out: Output, config: TrainConfig) -> None:
 def _planned(plan: Planned) -> str:
     lines = [
         f"base       {plan.base} on {plan.device}",
-        f"images     {plan.batch_size} at once, {plan.batch_size * plan.accumulation} a step, "
-        f"{plan.resolution_px} px",
+        f"images     {plan.batch_size} at once, {plan.batch_size * plan.accumulation} a step"
+        f"{f' in each of {plan.processes} processes' if plan.processes > 1 else ''}, {plan.resolution_px} px",
         f"memory     {human_bytes(plan.peak_memory_bytes)} at most, of {human_bytes(plan.memory_bytes)}",
         f"time       {duration(plan.duration_s)} for {plan.steps} steps, {plan.steps_per_s:.3g} a second",
         f"adapter    {human_bytes(plan.adapter_bytes)}, {plan.trainable_parameters:,} parameters",
     ]
     if plan.class_images_to_draw:
         lines.append(f"draws      {plan.class_images_to_draw} class images before the first step")
+    if plan.processes > 1:
+        lines.append(f"measured   in one process; {plan.processes} exchange gradients too")
     fits = f"no: add {' '.join(plan.changes)}" if plan.changes else "yes"
     return "\n".join([*lines, f"fits       {fits}"])
 
@@ -257,13 +270,14 @@ def run_training(out: Output, config: TrainConfig, *, resume_flag: Sequence[str]
 
     # Libraries warn their developers of changes to come; who types a command cannot act on that.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    ask = _Ask(out)
+    here = place()
+    ask = _Ask(out, told_again=here.count > 1)
     # A polite kill ends a training as Ctrl-C does.
     for asked in (signal.SIGINT, signal.SIGTERM):
         signal.signal(asked, ask.hear)
     stopped = False
     with closing(start(config, fetch_base=fetch_base, stop=ask.heard)) as events:
-        for event in _reported(out, events):
+        for event in _reported(out, events) if here.rank == 0 else events:
             ask.patient = isinstance(event, Started) or (ask.patient and not isinstance(event, Preparing))
             if isinstance(event, Stopped):
                 stopped = True
@@ -272,20 +286,24 @@ def run_training(out: Output, config: TrainConfig, *, resume_flag: Sequence[str]
                 out.note(f"  next: {shlex.join(['hubctl', *again, *resume_flag])}")
     if stopped:
         raise SystemExit(130)
+    if here.rank:
+        raise SystemExit  # what comes after a training is for the first process alone
 
 
 class _Ask:
     """Ctrl-C: the first one asks training to save and end, where it is far enough; the next ends at once."""
 
-    def __init__(self, out: Output) -> None:
-        self._out, self._asked = out, False
+    def __init__(self, out: Output, *, told_again: bool) -> None:
+        """`told_again`: `accelerate launch` sends on what a terminal has sent to all, which is no second."""
+        self._out, self._asked, self._told_again = out, False, told_again
         self.patient = False
 
     def hear(self, number: int, frame: FrameType | None) -> None:
-        if self._asked or not self.patient:
+        if not self.patient or (self._asked and not self._told_again):
             raise KeyboardInterrupt
+        if not self._asked and place().rank == 0:
+            self._out.note("stopping after this step, which is saved; Ctrl-C again ends at once ...")
         self._asked = True
-        self._out.note("stopping after this step, which is saved; Ctrl-C again ends at once ...")
 
     def heard(self) -> bool:
         return self._asked
@@ -362,8 +380,9 @@ def _shown(out: Output, events: Iterator[Event]) -> Iterator[Event]:
 
 def _described(started: Started) -> str:
     held_out = f" and {started.held_out_images} held out" if started.held_out_images else ""
+    together = f" in each of {started.processes} processes" if started.processes > 1 else ""
     return (
         f"{started.task}: {started.images} images{held_out}, {started.resolution_px} px, on {started.base} "
         f"({started.device}); {started.trainable_parameters:,} parameters train, rank {started.rank}, "
-        f"{started.batch_size} images a step, peak rate {started.learning_rate:g}"
+        f"{started.batch_size} images a step{together}, peak rate {started.learning_rate:g}"
     )

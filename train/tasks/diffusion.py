@@ -253,6 +253,18 @@ class Diffusion:
         self.module.train(was_training)
         return pictures
 
+    def drawn_by_base(self, prompt: str, texts: Texts, count: int) -> list[Image.Image]:
+        """`count` pictures of one prompt by the untouched base, kept as what is encoded."""
+        config, side = self.setup.config, self.setup.plan.resolution_px
+        key = ["drawn", prompt, *map(str, (count, config.seed, side, SAMPLE_STEPS, config.quantize))]
+
+        def draw() -> dict[str, torch.Tensor]:
+            pictures = self.draw(texts, count, adapted=False, seed=config.seed)
+            return {"pictures": torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))}
+
+        found = self._store.get(key, draw, torch.device("cpu"))
+        return [Image.fromarray(picture) for picture in found["pictures"].numpy()]
+
     def sample(self, step: int, prompts: Sequence[str], texts: Texts, folder: Path) -> Path:
         """Add a column to the grid of samples: the base for step 0, then the adapter as it grows."""
         pictures = self.draw(texts, len(texts), seed=self.setup.config.seed)

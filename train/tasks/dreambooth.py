@@ -96,8 +96,8 @@ class DreamBooth:
         missing = config.num_class_images - len(given)
         if missing <= 0:
             return list(given)
-        drawn = self.diffusion.draw(self._class_texts, missing, adapted=False, seed=config.seed)
-        if config.class_data is None:
+        drawn = self.diffusion.drawn_by_base(config.class_prompt or "", self._class_texts, missing)
+        if config.class_data is None or not self.diffusion.setup.first:
             return [*given, *drawn]
         config.class_data.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(drawn, start=len(given) + 1):

@@ -25,6 +25,8 @@ class Setup:
     device: torch.device
     frozen_dtype: torch.dtype
     """Precision of the frozen base; the adapter is float32 in any case."""
+    first: bool = True
+    """Whether this is the process that writes what all have made."""
     measuring: bool = False
     """Only some steps are measured: nothing slow that does not change what a step takes is to be made."""
 

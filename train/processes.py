@@ -1,0 +1,251 @@
+"""A training in several processes of this machine: started, listened to, and ended together.
+
+They meet as those that `accelerate launch` starts do, by RANK, WORLD_SIZE and MASTER_ADDR. Through a pipe to
+each, this process hears events (of the first) and faults (of any), and asks the first to stop; a pipe that is
+closed, in whatever way this process ends, ends the process behind it: none is ever left over.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from hubctl.base_models import FetchBase
+from hubctl.errors import HubctlError
+from hubctl.settings import export, export_defaults
+from train.config import TrainConfig
+from train.events import Event, StepDone
+
+END_S = 10
+"""How long a process may take to clean up behind it before it is killed."""
+_ASKS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Failure:
+    """What ended a process."""
+
+    rank: int
+    when_s: float
+    """On the machine's clock: what came first led to the others."""
+    error: HubctlError | None
+    trace: str
+    """Of an error that is a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    process: BaseProcess
+    pipe: Connection
+
+
+def train_together(
+    config: TrainConfig, *, fetch_base: FetchBase | None, stop: Callable[[], bool]
+) -> Generator[Event, None, None]:
+    """The events of a training in `config.processes` processes; see `train.run.train`.
+
+    `fetch_base` goes along, so it must be a function that can be imported.
+
+    Raises:
+        HubctlError: what a process has found, or that one was lost.
+        RuntimeError: one has failed for a reason that is not the user's, with its traceback.
+    """
+    port = _free_port()
+    members: list[_Member] = []
+    asked = False
+
+    def start(rank: int) -> None:
+        members.append(_start(rank, config, fetch_base, port))
+
+    try:
+        start(0)
+        for event in _events(members):
+            if len(members) == 1 < config.processes:
+                # The first has found nothing wrong with the request, and brought the base.
+                for rank in range(1, config.processes):
+                    start(rank)
+            yield event
+            if isinstance(event, StepDone) and not asked and stop():
+                asked = True
+                with contextlib.suppress(OSError):  # its end is on the way
+                    members[0].pipe.send("stop")
+    finally:
+        _end(members)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# -- the process that started the others -----------------------------------------------------------
+
+
+def _start(rank: int, config: TrainConfig, fetch_base: FetchBase | None, port: int) -> _Member:
+    count = config.processes
+    env = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_run, args=(config, fetch_base, env, theirs), name=f"hubctl-rank-{rank}", daemon=True
+    )
+    # A terminal's Ctrl-C goes to all processes in it, but is only for this one. The tracker, which Python
+    # starts along with the first process, would lift the block again.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return _Member(process, ours)
+
+
+def _events(members: list[_Member]) -> Generator[Event, None, None]:
+    """What the first process tells, until all have ended.
+
+    Members may be added between two events.
+    """
+    ended: set[int] = set()
+    while pipes := {m.pipe: rank for rank, m in enumerate(members) if rank not in ended}:
+        failures: list[_Failure] = []
+        for pipe in wait([*pipes]):
+            message = _heard(pipe)  # type: ignore[arg-type]
+            if message is None:
+                rank = pipes[pipe]  # type: ignore[index]
+                ended.add(rank)
+                failures += _lost(rank, members[rank].process, members)
+            elif isinstance(message, _Failure):
+                failures.append(message)
+            else:
+                yield message
+        if failures:
+            raise _fault(failures, members, ended)
+
+
+def _heard(pipe: Connection) -> Any:
+    """The next message, or None from a process that has ended."""
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return None
+
+
+def _lost(rank: int, process: BaseProcess, members: list[_Member]) -> list[_Failure]:
+    """A failure for a process that has ended without a word, as one that fails never does."""
+    process.join()
+    if not process.exitcode:
+        return []
+    how = (
+        f"was killed by {signal.Signals(-process.exitcode).name}"
+        if process.exitcode < 0
+        else f"has ended with the code {process.exitcode}"
+    )
+    error = HubctlError(
+        f"process {rank} of the {len(members)} that train {how}",
+        hint="see that there is memory enough (dmesg tells), then train again; add --resume where it had "
+        "come to a checkpoint",
+    )
+    # Before all others: those have only lost their partner.
+    return [_Failure(rank=rank, when_s=0.0, error=error, trace="")]
+
+
+def _fault(failures: list[_Failure], members: list[_Member], ended: set[int]) -> Exception:
+    """The first of all failures, those that were said meanwhile too."""
+    for rank, member in enumerate(members):
+        while rank not in ended and member.pipe.poll():
+            message = _heard(member.pipe)
+            if message is None:
+                ended.add(rank)
+                if rank not in {failure.rank for failure in failures}:
+                    failures += _lost(rank, member.process, members)
+            elif isinstance(message, _Failure):
+                failures.append(message)
+    first = min(failures, key=lambda failure: failure.when_s)
+    if first.error is not None:
+        return first.error
+    return RuntimeError(f"process {first.rank} of {len(members)} has failed:\n{first.trace}")
+
+
+def _end(members: list[_Member]) -> None:
+    for member in members:
+        member.pipe.close()
+    for member in members:
+        member.process.join(END_S)
+        if member.process.is_alive():
+            member.process.kill()
+            member.process.join()
+
+
+# -- a process that trains -------------------------------------------------------------------------
+
+
+def _run(config: TrainConfig, fetch_base: FetchBase | None, env: dict[str, str], pipe: Connection) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # for `interrupt_main`
+    os.dup2(2, 1)  # stdout is for the answer, which the other process gives
+    export(**env)
+    export_defaults(
+        OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1) // config.processes)),
+        TORCH_CPP_LOG_LEVEL="ERROR",  # that the first is not there yet
+    )
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from train.run import train
+
+    asked = threading.Event()
+    rank = int(env["RANK"])
+    threading.Thread(target=_listen, args=(pipe, asked, rank), daemon=True).start()
+    try:
+        with closing(train(config, fetch_base=fetch_base, stop=asked.is_set)) as events:
+            for event in events:
+                if rank == 0:
+                    pipe.send(event)
+    except BaseException as error:
+        failure = _Failure(
+            rank=rank,
+            when_s=time.monotonic(),
+            error=error if isinstance(error, HubctlError) else None,
+            trace=traceback.format_exc(),
+        )
+        with contextlib.suppress(OSError):  # nobody listens any more
+            pipe.send(failure)
+        sys.stderr.flush()
+        # At once: taken down in order, the process group would wait for those that wait for this one.
+        os._exit(1)
+
+
+def _listen(pipe: Connection, asked: threading.Event, rank: int) -> None:
+    """Hear that the training is to stop; when nobody is at the other end, end it."""
+    try:
+        while True:
+            pipe.recv()
+            asked.set()
+    except (EOFError, OSError):
+        if rank == 0:  # it alone has something to clean up
+            _thread.interrupt_main()
+            time.sleep(END_S)  # unless it waits, inside a library, for processes that are no more
+        os._exit(1)

@@ -18,13 +18,12 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from hubctl.base_models import FetchBase
 from hubctl.errors import HubctlError
@@ -34,6 +33,8 @@ from train.events import Event, StepDone
 
 END_S = 10
 """How long a process may take to clean up behind it before it is killed."""
+LAST_WORDS_S = 1
+"""How long a failed process's partners may take to fail of it."""
 _ASKS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -49,10 +50,15 @@ class _Failure:
     """Of an error that is a bug."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Member:
+    """A process, and how far it has come."""
+
     process: BaseProcess
     pipe: Connection
+    failed: bool = False
+    """It has said why."""
+    ended: bool = False
 
 
 def train_together(
@@ -126,65 +132,53 @@ def _start(rank: int, config: TrainConfig, fetch_base: FetchBase | None, port: i
 
 
 def _events(members: list[_Member]) -> Generator[Event, None, None]:
-    """What the first process tells, until all have ended.
-
-    Members may be added between two events.
-    """
-    ended: set[int] = set()
-    while pipes := {m.pipe: rank for rank, m in enumerate(members) if rank not in ended}:
+    """What the first process tells, until all have ended; members may be added between two events."""
+    while any(not member.ended for member in members):
         failures: list[_Failure] = []
-        for pipe in wait([*pipes]):
-            message = _heard(pipe)  # type: ignore[arg-type]
-            if message is None:
-                rank = pipes[pipe]  # type: ignore[index]
-                ended.add(rank)
-                failures += _lost(rank, members[rank].process, members)
-            elif isinstance(message, _Failure):
+        for message in _heard(members):
+            if isinstance(message, _Failure):
                 failures.append(message)
             else:
                 yield message
         if failures:
-            raise _fault(failures, members, ended)
+            raise _fault(failures, members)
 
 
-def _heard(pipe: Connection) -> Any:
-    """The next message, or None from a process that has ended."""
-    try:
-        return pipe.recv()
-    except (EOFError, ConnectionResetError):
-        return None
+def _heard(members: list[_Member], timeout_s: float | None = None) -> Iterator[Event | _Failure]:
+    """A message of each process that has one, waiting for the first of them."""
+    speakers = {member.pipe: member for member in members if not member.ended}
+    for pipe in wait([*speakers], timeout_s):
+        member = speakers[pipe]  # type: ignore[index]
+        try:
+            message = member.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            member.ended = True
+            member.process.join()
+            if member.process.exitcode and not member.failed:
+                yield _lost(members.index(member), len(members), member.process.exitcode)
+            continue
+        member.failed = isinstance(message, _Failure)
+        yield message
 
 
-def _lost(rank: int, process: BaseProcess, members: list[_Member]) -> list[_Failure]:
-    """A failure for a process that has ended without a word, as one that fails never does."""
-    process.join()
-    if not process.exitcode:
-        return []
-    how = (
-        f"was killed by {signal.Signals(-process.exitcode).name}"
-        if process.exitcode < 0
-        else f"has ended with the code {process.exitcode}"
-    )
+def _lost(rank: int, count: int, code: int) -> _Failure:
+    """The failure of a process that has ended without a word: before all others, which have then lost it."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"has ended with the code {code}"
     error = HubctlError(
-        f"process {rank} of the {len(members)} that train {how}",
-        hint="see that there is memory enough (dmesg tells), then train again; add --resume where it had "
-        "come to a checkpoint",
+        f"process {rank} of the {count} that train {how}",
+        hint="see whether memory was short (dmesg), then train again; --resume goes on from a checkpoint",
     )
-    # Before all others: those have only lost their partner.
-    return [_Failure(rank=rank, when_s=0.0, error=error, trace="")]
+    return _Failure(rank=rank, when_s=0.0, error=error, trace="")
 
 
-def _fault(failures: list[_Failure], members: list[_Member], ended: set[int]) -> Exception:
-    """The first of all failures, those that were said meanwhile too."""
-    for rank, member in enumerate(members):
-        while rank not in ended and member.pipe.poll():
-            message = _heard(member.pipe)
-            if message is None:
-                ended.add(rank)
-                if rank not in {failure.rank for failure in failures}:
-                    failures += _lost(rank, member.process, members)
-            elif isinstance(message, _Failure):
-                failures.append(message)
+def _fault(failures: list[_Failure], members: list[_Member]) -> Exception:
+    """The first of all failures; who loses a partner fails too, and may have been heard before it."""
+    until_s = time.monotonic() + LAST_WORDS_S
+    while any(not m.ended for m in members) and all(failure.error is None for failure in failures):
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            break
+        failures += [said for said in _heard(members, left_s) if isinstance(said, _Failure)]
     first = min(failures, key=lambda failure: failure.when_s)
     if first.error is not None:
         return first.error
@@ -192,7 +186,10 @@ def _fault(failures: list[_Failure], members: list[_Member], ended: set[int]) ->
 
 
 def _end(members: list[_Member]) -> None:
-    for member in members:
+    # The first after the others: without them it ends and cleans up by itself.
+    for member in reversed(members):
+        if member is members[0] and len(members) > 1:
+            member.process.join(LAST_WORDS_S)
         member.pipe.close()
     for member in members:
         member.process.join(END_S)
@@ -216,15 +213,16 @@ def _run(config: TrainConfig, fetch_base: FetchBase | None, env: dict[str, str],
     warnings.filterwarnings("ignore", category=FutureWarning)
     from train.run import train
 
-    asked = threading.Event()
     rank = int(env["RANK"])
-    threading.Thread(target=_listen, args=(pipe, asked, rank), daemon=True).start()
+    asked, failed = threading.Event(), threading.Event()
+    threading.Thread(target=_listen, args=(pipe, rank, asked, failed), daemon=True).start()
     try:
         with closing(train(config, fetch_base=fetch_base, stop=asked.is_set)) as events:
             for event in events:
                 if rank == 0:
                     pipe.send(event)
     except BaseException as error:
+        failed.set()
         failure = _Failure(
             rank=rank,
             when_s=time.monotonic(),
@@ -238,14 +236,14 @@ def _run(config: TrainConfig, fetch_base: FetchBase | None, env: dict[str, str],
         os._exit(1)
 
 
-def _listen(pipe: Connection, asked: threading.Event, rank: int) -> None:
+def _listen(pipe: Connection, rank: int, asked: threading.Event, failed: threading.Event) -> None:
     """Hear that the training is to stop; when nobody is at the other end, end it."""
     try:
         while True:
             pipe.recv()
             asked.set()
     except (EOFError, OSError):
-        if rank == 0:  # it alone has something to clean up
+        if rank == 0 and not failed.is_set():  # it alone has something to clean up
             _thread.interrupt_main()
             time.sleep(END_S)  # unless it waits, inside a library, for processes that are no more
         os._exit(1)

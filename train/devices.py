@@ -10,11 +10,11 @@ from datetime import timedelta
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, check_cuda_p2p_ib_support
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import check_cuda_p2p_ib_support
 
 from hubctl.errors import InputError
-from hubctl.settings import export_defaults, place
+from hubctl.settings import Place, export_defaults, place
 from train.config import MixedPrecision
 
 PATIENCE = timedelta(days=1)
@@ -43,28 +43,27 @@ def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torc
             "fp16 needs a GPU, and this machine has none", hint="add --mixed-precision bf16 or no"
         )
     here = place()
-    if on_gpu and here.count > 1:
-        _require_gpus(here.count_here)
-        if not check_cuda_p2p_ib_support():  # as `accelerate launch` does for cards that cannot
-            export_defaults(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
-    accelerator = Accelerator(
-        mixed_precision=chosen,
-        cpu=here.count > 1 and not on_gpu,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
-    if not on_gpu and here.count > 1:
-        accelerator.state.device = torch.device("cpu")  # not cpu:0, which safetensors does not know
+    if here.count > 1:
+        _meet(here, on_gpu=on_gpu)
+    accelerator = Accelerator(mixed_precision=chosen, cpu=here.count > 1 and not on_gpu)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return accelerator, half.get(chosen, torch.float32) if on_gpu else torch.float32
 
 
-def _require_gpus(processes: int) -> None:
-    gpus = torch.cuda.device_count()
-    if processes > gpus:
-        raise InputError(
-            f"{processes} processes want a GPU each, and this machine has {gpus}",
-            hint=f"give --processes {gpus} or less",
-        )
+def _meet(here: Place, *, on_gpu: bool) -> None:
+    """Wait for the other processes of this training, and make a group of them; once."""
+    if on_gpu:
+        gpus = torch.cuda.device_count()
+        if here.count_here > gpus:
+            raise InputError(
+                f"{here.count_here} processes want a GPU each, and this machine has {gpus}",
+                hint=f"give --processes {gpus} or less",
+            )
+        if not check_cuda_p2p_ib_support():  # as `accelerate launch` does for cards that cannot
+            export_defaults(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")
+    state = PartialState(cpu=not on_gpu, timeout=PATIENCE)
+    if not on_gpu:
+        state.device = torch.device("cpu")  # not cpu:0, a name that safetensors does not know
 
 
 def peak_memory_bytes(device: torch.device) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def _step(
     """One optimizer step on `indices`; its loss, or None (and nothing changed) where that is no number."""
     progress = state.progress
     factor = learning_rate_factor(progress.step, plan.steps, plan.warmup_steps, plan.schedule)
-    set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor)
+    set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor, progress.step)
     training_mode(state.module)
     state.optimizer.zero_grad()
     total = 0.0

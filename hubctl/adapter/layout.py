@@ -124,10 +124,11 @@ def read_layout(path: Path) -> AdapterLayout:
     if dialect == "peft":
         config = read_config(weights.parent / CONFIG_PEFT)
         component = _peft_component(header, config)
-        return _layout("peft", weights, header, {component: config}, config, component)
-    raw = header.metadata.get("lora_adapter_metadata")
-    flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
-    layout = _layout("diffusers", weights, header, _by_component(flat), None)
+        layout = _layout("peft", weights, header, {component: config}, config, component)
+    else:
+        raw = header.metadata.get("lora_adapter_metadata")
+        flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
+        layout = _layout("diffusers", weights, header, _by_component(flat), None)
     return replace(layout, tokens=read_new_tokens(path)) if path.is_dir() else layout
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from hubctl.adapter.fingerprint import TITLES, Place, family_of
-from hubctl.adapter.new_tokens import TABLE
 
 
 class _Module(Protocol):
@@ -38,6 +37,9 @@ class _Tokens(Protocol):
 
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+_TABLE = "embeddings.token_embedding.weight"
+"""A CLIP's own vectors of tokens, by their current name."""
 
 Verdict = Literal["fits", "partly", "wrong-base"]
 
@@ -133,9 +135,9 @@ def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]])
 def _check_tokens(widths: Mapping[str, int], base: Shapes) -> tuple[int, list[str]]:
     """How many text encoders the new tokens have or should have vectors for, and what is wrong with them."""
     tables = {
-        component: tensors[TABLE][1]
+        component: tensors[_TABLE][1]
         for component, tensors in base.items()
-        if component.startswith("text_encoder") and TABLE in tensors
+        if component.startswith("text_encoder") and _TABLE in tensors
     }
     problems: list[str] = []
     for component in sorted(widths.keys() | tables.keys()):

@@ -23,8 +23,6 @@ NAMES = "tokens"
 MAX_TOKENS = 64
 KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 """Tensor → the text encoder that it is for."""
-TABLE = "embeddings.token_embedding.weight"
-"""A CLIP's own vectors, by their current name."""
 _OTHERS_END = "_emb.safetensors"
 # Brackets keep a name from being found inside other words.
 _NAME = re.compile(r"<[\w.-]{1,60}>")

@@ -100,7 +100,7 @@ class TrainConfig:
     new_tokens: tuple[str, ...] = ()
     """Words that the training invents, each as `<name>` or `<name>=word`: one that begins as `word`."""
     token_lr: float | None = None
-    """Peak rate of their vectors; five times the other when absent."""
+    """Peak rate of their vectors; 5e-4 when absent."""
 
     hold_out: float | None = None
     """Part of the training images to watch for overfitting on; when absent, a tenth of 20 or more."""

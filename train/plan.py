@@ -46,9 +46,8 @@ TEXT_ENCODER_PART = 0.5
 """Of the denoiser's rate, for the text encoder, which spoils sooner."""
 
 
-TOKEN_RATE = 5.0
-"""Times the denoiser's rate, for new tokens: diffusers' scripts have 5e-4 for textual inversion, and 1e-4 for
-LoRA."""
+TOKEN_RATE = 5e-4
+"""Of new tokens, whatever the denoiser's is: as in diffusers' script for textual inversion."""
 TOKEN_PART = 0.5
 """Of all steps, in which new tokens train."""
 
@@ -132,7 +131,7 @@ def make_plan(
     if text_encoder_lr is None:
         text_encoder_lr = learning_rate * (1 if one_rate else TEXT_ENCODER_PART)
     if token_lr is None:
-        token_lr = learning_rate * (1 if one_rate else TOKEN_RATE)
+        token_lr = learning_rate if one_rate else TOKEN_RATE
     # Two looks by default: half way and at the end.
     every = math.ceil(steps / 2) if sample_every is None else sample_every
     return Plan(

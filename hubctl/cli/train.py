@@ -99,7 +99,7 @@ def _diffusion(command: F) -> F:
         click.option("--new-token", "new_tokens", multiple=True, metavar="NAME[=WORD]",
                      help='Learn a word of its own, e.g. "<my-dog>=dog"; may be repeated.'),
         click.option("--token-lr", type=float, metavar="RATE",
-                     help="Peak rate of new words, which train in the first half.  [default: 5 x --lr]"),
+                     help="Peak rate of new words, which train in the first half.  [default: 5e-4]"),
         click.option("--quantize", type=click.Choice(["none", "int8", "fp8", "nf4"]), default="none",
                      show_default=True, help="Weights of the frozen base in 8 or 4 bits, for large ones."),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),

@@ -207,8 +207,8 @@ def test_words_that_no_caption_says_and_bases_that_take_none_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_their_rate_is_five_times_the_other_unless_one_is_found_for_all() -> None:
-    assert plan(learning_rate=0.5).token_lr == 2.5
+def test_their_rate_is_their_own_unless_one_is_found_for_all() -> None:
+    assert plan(learning_rate=0.5).token_lr == 5e-4
     assert plan(learning_rate=0.5, optimizer="prodigy").token_lr == 0.5
     assert plan(learning_rate=0.5, token_lr=0.25).token_lr == 0.25
     assert plan(steps=7).token_steps == 4

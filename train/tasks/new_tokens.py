@@ -1,7 +1,8 @@
 """Words that a training invents (pivotal tuning): new tokens whose vectors train beside the adapter.
 
 As in diffusers' advanced scripts, the vectors train for the first half of the steps, and the adapter goes on
-with what they have become: https://huggingface.co/blog/sdxl_lora_advanced_script
+with what they have become: https://huggingface.co/blog/sdxl_lora_advanced_script. Those scripts pull the
+vectors' size towards that of the base's own after each step; here it does not change at all.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ class GrownTable(nn.Module):
         self.learnt = True
         """False answers with the rows as they began."""
 
+    def vectors(self) -> torch.Tensor:
+        """Of the new tokens, (tokens, width): as long as they began, or they would outshout other words."""
+        return self.new_rows * (self.start.norm(dim=1) / self.new_rows.norm(dim=1))[:, None]
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Vectors (..., width) of `ids`."""
-        rows = self.new_rows if self.learnt else self.start
+        rows = self.vectors() if self.learnt else self.start
         new = rows[(ids - self.first).clamp(min=0)]
         known: torch.Tensor = self.table(ids.clamp(max=self.first - 1))
         return torch.where((ids >= self.first)[..., None], new, known)
@@ -74,7 +79,7 @@ def save_new_tokens(folder: Path, encoders: Mapping[str, Any], names: list[str])
     """Write the vectors as diffusers' advanced scripts do, in float32, the tokens' names in the header."""
     keys = {component: key for key, component in KEYS.items()}
     vectors = {
-        keys[name]: encoder.get_input_embeddings().new_rows.detach().float().cpu().contiguous()
+        keys[name]: encoder.get_input_embeddings().vectors().detach().float().cpu().contiguous()
         for name, encoder in encoders.items()
     }
     save_file(vectors, folder / TOKENS_FILE, metadata={NAMES: json.dumps(names)})

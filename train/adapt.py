@@ -22,6 +22,9 @@ PRESETS = (ATTENTION, ATTENTION_CONV, ALL_LINEAR)
 CLIP_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The attention of a CLIP text encoder."""
 
+NEW_ROWS = "new_rows"
+"""How the names of parameters end that are vectors of new tokens."""
+
 HEADS = ("decode_head", "segmentation_head", "head", "classifier")
 """Names that segmentation models of transformers give the layers that are trained whole."""
 SMALL_HEAD = 4_000_000
@@ -119,16 +122,23 @@ def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
 def parameter_groups(module: nn.Module, plan: Plan, lora_plus: float) -> list[dict[str, Any]]:
     """What trains, for the optimizer, by its part of the plan's rate: `rate` of each group.
 
-    Text encoders have a rate of their own, and B matrices `lora_plus` times that of their layer.
+    Text encoders have a rate of their own, and B matrices `lora_plus` times that of their layer; so have new
+    tokens, which train until `until_step`.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
+        if name.endswith(NEW_ROWS):
+            groups.setdefault((plan.token_lr / plan.learning_rate, plan.token_steps), []).append(parameter)
+            continue
         rate = plan.text_encoder_lr / plan.learning_rate if name.startswith("encoders.") else 1.0
         rate *= lora_plus if ".lora_B." in name else 1.0
-        groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "rate": rate} for rate, parameters in groups.items()]
+        groups.setdefault((rate, plan.steps), []).append(parameter)
+    return [
+        {"params": parameters, "rate": rate, "until_step": until}
+        for (rate, until), parameters in groups.items()
+    ]
 
 
 def training_mode(module: nn.Module) -> None:

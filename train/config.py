@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from hubctl.adapter.new_tokens import MAX_TOKENS, is_token_name
 from hubctl.errors import InputError
 
 Task = Literal["text-to-image", "dreambooth", "segmentation"]
@@ -98,6 +99,11 @@ class TrainConfig:
     text_encoder_lr: float | None = None
     """Their peak rate; half of the other when absent."""
 
+    new_tokens: tuple[str, ...] = ()
+    """Words that the training invents, each as `<name>` or `<name>=word`: one that begins as `word`."""
+    token_lr: float | None = None
+    """Peak rate of their vectors; 5e-4 when absent."""
+
     hold_out: float | None = None
     """Part of the training images to watch for overfitting on; when absent, a tenth of 20 or more."""
     auto_stop: bool | None = None
@@ -126,6 +132,12 @@ class TrainConfig:
     labels: dict[int, str] = field(default_factory=dict)
     """segmentation: names of the classes, where the data folder has no labels.json."""
 
+    @property
+    def tokens(self) -> dict[str, str | None]:
+        """Names of the new tokens, each with the word that it begins as."""
+        parts = (token.partition("=") for token in self.new_tokens)
+        return {name: word.strip() or None for name, _, word in parts}
+
     def __post_init__(self) -> None:
         """Check every field by itself, then the fields that belong together."""
         if self.task not in TASKS:
@@ -153,6 +165,7 @@ class TrainConfig:
         self._check_numbers()
         self._check_denoiser()
         self._check_text_encoder()
+        self._check_new_tokens()
         self._check_dreambooth()
 
     def _check_numbers(self) -> None:
@@ -174,6 +187,7 @@ class TrainConfig:
             "lora-plus": self.lora_plus,
             "min-snr": self.min_snr,
             "text-encoder-lr": self.text_encoder_lr,
+            "token-lr": self.token_lr,
         }
         for name, number in positive.items():
             # `not >` also catches NaN.
@@ -238,6 +252,30 @@ class TrainConfig:
                 "prodigy finds one rate for everything, so --text-encoder-lr cannot change it for a part",
                 hint="train without --text-encoder-lr, or with --optimizer adamw",
             )
+
+    def _check_new_tokens(self) -> None:
+        if self.task == "segmentation" and (self.new_tokens or self.token_lr):
+            raise InputError("a segmentation base reads no words", hint="train without --new-token")
+        for name in self.tokens:
+            if not is_token_name(name):
+                raise InputError(f"a new token cannot be called {name!r}", hint='call it e.g. "<my-dog>"')
+        if len(self.tokens) < len(self.new_tokens):
+            raise InputError("a new token is given twice", hint="leave one of them out")
+        if len(self.tokens) > MAX_TOKENS:
+            raise InputError(f"{len(self.tokens)} new tokens are too many", hint=f"give {MAX_TOKENS} at most")
+        if self.token_lr is not None and not self.new_tokens:
+            raise InputError("--token-lr is given, but there is no new token", hint='add --new-token "<dog>"')
+        if self.token_lr is not None and self.optimizer == "prodigy":
+            raise InputError(
+                "prodigy finds one rate for everything, so --token-lr cannot change it for a part",
+                hint="train without --token-lr, or with --optimizer adamw",
+            )
+        for name in self.tokens if self.task == "dreambooth" else ():
+            if name not in (self.instance_prompt or ""):
+                raise InputError(
+                    f"the instance prompt does not say {name}, so nothing would teach it",
+                    hint=f'add it: --instance-prompt "a photo of {name} dog"',
+                )
 
     def _check_dreambooth(self) -> None:
         if self.task == "dreambooth":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hubctl.adapter.card import CARD, Card, Sample, read_card_data, render_card
 from hubctl.adapter.licence import stated_licence
+from hubctl.adapter.new_tokens import read_new_tokens
 from hubctl.adapter.package import MANIFEST, BaseIdentity, Manifest, manifest_json
 from hubctl.base_models import BaseModel
 from train.config import TrainConfig
@@ -155,6 +156,9 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
     }
     if outcome.labels:
         settings["classes"] = ", ".join(f"{number} {label}" for number, label in outcome.labels.items())
+    tokens = read_new_tokens(folder)
+    if tokens:
+        settings["new words"] = ", ".join(tokens.names)
     samples = [
         Sample(text=prompt, file=f"{SAMPLES}/sample-{number}.png")
         for number, prompt in enumerate(outcome.prompts, start=1)
@@ -174,6 +178,7 @@ def _card(folder: Path, name: str, outcome: Outcome) -> Card:
         classes=len(outcome.labels) or None,
         linear_head=outcome.base.family.linear_head,
         instance_prompt=config.instance_prompt,
+        new_tokens=tokens,
         license=licence.id if licence else None,  # the base's: what is made from it may be shared under it
         license_name=licence.name if licence else None,
         samples=samples,

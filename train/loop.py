@@ -101,7 +101,7 @@ def _step(
     """
     progress = state.progress
     factor = learning_rate_factor(progress.step, plan.steps, plan.warmup_steps, plan.schedule)
-    set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor)
+    set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor, progress.step)
     training_mode(state.module)
     state.optimizer.zero_grad()
     own, fits = _gradients(task, accelerator, state, ranks.part(indices))

@@ -51,10 +51,10 @@ def open_optimizer(groups: ParameterGroups, config: TrainConfig, plan: Plan) -> 
         )
 
 
-def set_rate(optimizer: Any, rate: float) -> None:
-    """Give each group its own part of the rate."""
+def set_rate(optimizer: Any, rate: float, step: int) -> None:
+    """Give each group its own part of the rate of `step` (from 0), and none beyond the group's last."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
+        group["lr"] = rate * group["rate"] if step < group["until_step"] else 0.0
 
 
 def _absent(name: str, library: str) -> InputError:

@@ -46,6 +46,12 @@ TEXT_ENCODER_PART = 0.5
 """Of the denoiser's rate, for the text encoder, which spoils sooner."""
 
 
+TOKEN_RATE = 5e-4
+"""Of new tokens, whatever the denoiser's is: as in diffusers' script for textual inversion."""
+TOKEN_PART = 0.5
+"""Of all steps, in which new tokens train."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """All numbers of one training, none left open."""
@@ -62,6 +68,8 @@ class Plan:
     train_text_encoder: bool = False
     text_encoder_lr: float = 0.0
     """Peak rate of the text encoders, where they train."""
+    token_lr: float = 0.0
+    """Peak rate of new tokens' vectors."""
     warmup_steps: int
     resolution_px: int
     rank: int
@@ -75,6 +83,11 @@ class Plan:
     def watch_every(self) -> int:
         """Steps between two looks at the held-out images: twenty in all."""
         return math.ceil(self.steps / 20)
+
+    @property
+    def token_steps(self) -> int:
+        """Steps in which new tokens train; then the adapter goes on with what they have become."""
+        return math.ceil(self.steps * TOKEN_PART)
 
     @property
     def checkpoint_steps(self) -> frozenset[int]:
@@ -107,6 +120,7 @@ def make_plan(
     preset: str | None = None,
     train_text_encoder: bool | None = None,
     text_encoder_lr: float | None = None,
+    token_lr: float | None = None,
     optimizer: str = "adamw",
 ) -> Plan:
     """Fill what the user left open from the task's or preset's defaults for a base of this size."""
@@ -115,9 +129,12 @@ def make_plan(
     steps = defaults.steps if steps is None else steps
     learning_rate = defaults.learning_rate if learning_rate is None else learning_rate
     with_text = defaults.train_text_encoder if train_text_encoder is None else train_text_encoder
+    # Prodigy finds one rate for everything.
+    one_rate = optimizer == "prodigy"
     if text_encoder_lr is None:
-        # Prodigy finds one rate for everything.
-        text_encoder_lr = learning_rate * (1 if optimizer == "prodigy" else TEXT_ENCODER_PART)
+        text_encoder_lr = learning_rate * (1 if one_rate else TEXT_ENCODER_PART)
+    if token_lr is None:
+        token_lr = learning_rate if one_rate else TOKEN_RATE
     # Two looks by default: half way and at the end.
     every = math.ceil(steps / 2) if sample_every is None else sample_every
     return Plan(
@@ -126,6 +143,7 @@ def make_plan(
         learning_rate=learning_rate,
         train_text_encoder=with_text,
         text_encoder_lr=text_encoder_lr if with_text else 0.0,
+        token_lr=token_lr,
         warmup_steps=math.ceil(steps * warmup_fraction),
         resolution_px=native_px if resolution is None else resolution,
         rank=rank,

@@ -34,6 +34,9 @@ HUB_TASKS = {
 }
 """The task, as the Hub names it, that a base must have."""
 
+NEW_TOKENS = ("sd1", "sd2", "sdxl", "flux")
+"""Families whose pipelines load new tokens."""
+
 TRAINABLE_DENOISERS = ("sd1", "sd2", "sdxl", "sd3", "flux")
 """Families for text-to-image; every segmentation model that hubctl knows is trained."""
 
@@ -54,7 +57,9 @@ def prepare(config: TrainConfig, fetch_base: FetchBase | None) -> Prepared:
     """
     base = locate_base(config.base, fetch=fetch_base)
     _check_task(config, base)
-    return Prepared(base, _hold_out(_read_data(config), config), plan_for(config, base))
+    data = _read_data(config)
+    _check_tokens(config, data)
+    return Prepared(base, _hold_out(data, config), plan_for(config, base))
 
 
 def open_training(
@@ -121,12 +126,29 @@ def _check_task(config: TrainConfig, base: BaseModel) -> None:
                 f"{base.id} is a {base.family.name} base, which hubctl serves but cannot train yet",
                 hint=f"choose a base of the kinds {', '.join(TRAINABLE_DENOISERS)}, e.g. emoji-64",
             )
+        if config.new_tokens and base.family.name not in NEW_TOKENS:
+            raise InputError(
+                f"diffusers loads no new tokens into a {base.family.name} base",
+                hint="train without --new-token, e.g. with --train-text-encoder",
+            )
         return
     fitting = "segmentation" if base.family.task == "image-segmentation" else "text-to-image"
     raise InputError(
         f"{base.id} is a base for {base.family.task}, which cannot learn {config.task}",
         hint=f"hubctl train {fitting} --base {config.base} ..., or name another base",
     )
+
+
+def _check_tokens(config: TrainConfig, data: Data) -> None:
+    """Raise `InputError` for a new token that no caption says."""
+    if not isinstance(data, CaptionData):
+        return
+    for name in config.tokens:
+        if not any(name in item.caption for item in data.train):
+            raise InputError(
+                f"no caption in {config.data} says {name}, so nothing would teach it",
+                hint=f"write it into the captions: a {name} dog",
+            )
 
 
 def _read_data(config: TrainConfig) -> Data:
@@ -148,6 +170,7 @@ def plan_for(config: TrainConfig, base: BaseModel) -> Plan:
         preset=config.preset,
         train_text_encoder=config.train_text_encoder,
         text_encoder_lr=config.text_encoder_lr,
+        token_lr=config.token_lr,
         optimizer=config.optimizer,
         resolution=config.resolution,
         warmup_fraction=config.warmup_fraction,

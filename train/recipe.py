@@ -45,16 +45,17 @@ def recipe_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
         "batch_size": plan.batch_size,
         "learning_rate": plan.learning_rate,
         "train_text_encoder": plan.train_text_encoder,
-        "text_encoder_lr": _text_encoder_lr(config, plan),
+        "text_encoder_lr": _own_rate(config, plan.text_encoder_lr, plan.train_text_encoder),
+        "token_lr": _own_rate(config, plan.token_lr, bool(config.new_tokens)),
         "resolution": plan.resolution_px,
         "alpha": plan.alpha,
         "labels": {str(number): name for number, name in config.labels.items()},
     }
 
 
-def _text_encoder_lr(config: TrainConfig, plan: Plan) -> float | None:
+def _own_rate(config: TrainConfig, rate: float, trains: bool) -> float | None:
     # Prodigy takes none.
-    return plan.text_encoder_lr if plan.train_text_encoder and config.optimizer != "prodigy" else None
+    return rate if trains and config.optimizer != "prodigy" else None
 
 
 def current_versions() -> dict[str, str]:
@@ -117,8 +118,8 @@ def config_from(recipe: Recipe, *, data: Path, output: Path, class_data: Path | 
     settings = dict(recipe.settings)
     base, commit = recipe.base.get("id"), recipe.base.get("commit")
     try:
-        for name in ("targets", "sample_prompts"):
-            settings[name] = tuple(settings[name])
+        for name in ("targets", "sample_prompts", "new_tokens"):
+            settings[name] = tuple(settings.get(name, ()))
         settings["labels"] = {int(number): name for number, name in settings["labels"].items()}
         return TrainConfig(
             base=f"{base}@{commit}" if commit else str(base),

@@ -202,7 +202,8 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
     )
     with new_folder(config.output, overwrite=config.overwrite) as folder:
         task.save(folder)
-        export.settle_header(next(folder.glob("*.safetensors")))
+        for weights in folder.glob("*.safetensors"):
+            export.settle_header(weights)
         if plan.sample_steps:
             shutil.copytree(work.samples, folder / export.SAMPLES, ignore=shutil.ignore_patterns("looks"))
         export.write_papers(folder, config.output.resolve().name, outcome)
@@ -212,5 +213,5 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
         yield Preparing(stage="loading what was saved into a fresh base")
         yield Verified(difference=task.verify(folder))
     work.finished()
-    weights = next(config.output.glob("*.safetensors"))
-    yield Saved(path=config.output, weights_bytes=weights.stat().st_size)
+    saved = sum(weights.stat().st_size for weights in config.output.glob("*.safetensors"))
+    yield Saved(path=config.output, weights_bytes=saved)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubctl.adapter.new_tokens import NewTokens
 from hubctl.errors import AdapterError
 from hubctl.families import Task
 
@@ -49,6 +50,8 @@ class Card:
     linear_head: bool = False
     """Segmentation: the base runs under `hubctl.modeling`'s linear head, which transformers does not know."""
     instance_prompt: str | None = None
+    new_tokens: NewTokens | None = None
+    """Words of its own, which diffusers loads apart from the weights."""
     license: str | None = None
     license_name: str | None = None
     """Of a licence that has no id of its own (`license: other`)."""
@@ -190,7 +193,8 @@ def _usage(card: Card) -> str:
             "  | jq -r '.data[0].b64_json' | base64 -d > picture.png\n```\n\n"
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
             f'pipe = DiffusionPipeline.from_pretrained("{card.base_model}")\n'
-            f'pipe.load_lora_weights("OWNER/{card.title}")\npipe({json.dumps(prompt)}).images[0]\n```'
+            f'pipe.load_lora_weights("OWNER/{card.title}")\n{_load_tokens(card)}'
+            f"pipe({json.dumps(prompt)}).images[0]\n```"
         )
     if card.linear_head:
         loader = "hubctl.modeling.loading import load_segmenter"
@@ -207,6 +211,25 @@ def _usage(card: Card) -> str:
         f"```python\nfrom peft import PeftModel\nfrom {loader}\n\n"
         f'base = {load}\nmodel = PeftModel.from_pretrained(base, "OWNER/{card.title}")\n```'
     )
+
+
+def _load_tokens(card: Card) -> str:
+    """Lines that teach a pipeline the new tokens; empty where there are none."""
+    if card.new_tokens is None:
+        return ""
+    lines = [
+        "from huggingface_hub import hf_hub_download",
+        "from safetensors.torch import load_file",
+        "",
+        f'vectors = load_file(hf_hub_download("OWNER/{card.title}", "{card.new_tokens.file.name}"))',
+        f"names = {json.dumps(card.new_tokens.names)}",
+        *(
+            f'pipe.load_textual_inversion(vectors["{key}"], token=names, text_encoder=pipe.{component}, '
+            f"tokenizer=pipe.{component.replace('text_encoder', 'tokenizer')})"
+            for component, key in card.new_tokens.keys.items()
+        ),
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:

@@ -31,7 +31,15 @@ class _Head(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
+class _Tokens(Protocol):
+    @property
+    def widths(self) -> Mapping[str, int]: ...
+
+
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
+
+_TABLE = "embeddings.token_embedding.weight"
+"""A CLIP's own vectors of tokens, by their current name."""
 
 Verdict = Literal["fits", "partly", "wrong-base"]
 
@@ -62,14 +70,16 @@ class Fit:
         return self.matched == self.total > 0
 
 
-def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) -> Fit:
-    """Compare every LoRA pair and every saved head with the base's own tensors.
+def check_fit(
+    modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes, tokens: _Tokens | None = None
+) -> Fit:
+    """Compare every LoRA pair, every saved head and the new tokens with the base's own tensors.
 
     A pair fits a weight of shape (out, in[, height, width]) when A is (rank, in[, height, width]) and B is
     (out, rank[, 1, 1]); a table of embeddings, whose weight is (in, out), when A is (rank, in). A head comes
     whole: every tensor that the base has there, with the same shape, except that the first dimension of one
     layer (the classifier) may differ, since that is the number of classes; an auxiliary head has such a layer
-    too.
+    too. New tokens need vectors for every text encoder, as wide as its own.
     """
     problems: list[str] = []
     total = 0
@@ -86,6 +96,9 @@ def check_fit(modules: Iterable[_Module], heads: Iterable[_Head], base: Shapes) 
             problems.append(f"'{where}' is {_x(weight)} in the base, the adapter was made for {_x(made_for)}")
     head_total, head_problems = _check_heads(tuple(heads), base.get("model", {}))
     total, problems = total + head_total, problems + head_problems
+    if tokens:
+        token_total, token_problems = _check_tokens(tokens.widths, base)
+        total, problems = total + token_total, problems + token_problems
     matched = total - len(problems)
     if matched == total > 0:
         return Fit(matched, total, ())
@@ -117,6 +130,25 @@ def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]])
     missing = [n for n in known if n not in saved and any(n.startswith(f"{m}.") for m in modules)]
     problems += [f"the adapter's head lacks '{name}'" for name in missing]
     return len(heads) + len(missing), problems
+
+
+def _check_tokens(widths: Mapping[str, int], base: Shapes) -> tuple[int, list[str]]:
+    """How many text encoders the new tokens have or should have vectors for, and what is wrong with them."""
+    tables = {
+        component: tensors[_TABLE][1]
+        for component, tensors in base.items()
+        if component.startswith("text_encoder") and _TABLE in tensors
+    }
+    problems: list[str] = []
+    for component in sorted(widths.keys() | tables.keys()):
+        width, own = widths.get(component), tables.get(component)
+        if own is None:
+            problems.append(f"the base has no '{component}' that could learn new tokens")
+        elif width is None:
+            problems.append(f"the new tokens have no vectors for '{component}'")
+        elif width != own:
+            problems.append(f"new tokens have {width} numbers for '{component}', where the base has {own}")
+    return len(widths.keys() | tables.keys()), problems
 
 
 def _whole(

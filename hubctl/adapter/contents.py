@@ -13,6 +13,7 @@ from hubctl.adapter.kohya import is_kohya, read_kohya
 from hubctl.adapter.layers import Layer, Whole
 from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_DIFFUSERS, WEIGHTS_PEFT, read_layout
 from hubctl.adapter.names import current_name, renames
+from hubctl.adapter.new_tokens import is_tokens_file
 from hubctl.adapter.tensors import read_tensors
 from hubctl.errors import AdapterError, NotFoundError
 
@@ -104,13 +105,13 @@ def _only_file(path: Path) -> Path | None:
         return None if path.name == WEIGHTS_PEFT else path
     if any((path / name).is_file() for name in (WEIGHTS_DIFFUSERS, WEIGHTS_PEFT)):
         return None
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if not is_tokens_file(file.name))
     return files[0] if len(files) == 1 else None
 
 
 def _peft_parts(path: Path) -> list[Path]:
     """Subfolders that are peft's and named as parts of a pipeline, in a folder without weights itself."""
-    if not path.is_dir() or any(path.glob("*.safetensors")):
+    if not path.is_dir() or any(not is_tokens_file(file.name) for file in path.glob("*.safetensors")):
         return []
     return [path / name for name in PARTS if (path / name / CONFIG_PEFT).is_file()]
 

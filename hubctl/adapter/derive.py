@@ -12,6 +12,7 @@ from hubctl.adapter.contents import Adapter, Dialect, read_adapter
 from hubctl.adapter.gate import gate
 from hubctl.adapter.header import non_finite, read_header
 from hubctl.adapter.merge import Method, merge
+from hubctl.adapter.new_tokens import is_tokens_file, read_new_tokens
 from hubctl.adapter.package import (
     MANIFEST,
     BaseIdentity,
@@ -125,10 +126,16 @@ def merged(
     `base` names the base that they are for; by default what their papers say.
 
     Raises:
+        AdapterError: one has tokens of its own.
         AdapterMismatchError: their papers name different bases.
     """
     refuse_existing(target, overwrite=overwrite)
     adapters = [read_adapter(share.path, component) for share in shares]
+    if own := [share.name for share in shares if share.path.is_dir() and read_new_tokens(share.path)]:
+        raise AdapterError(
+            f"{own[0]} has new tokens, which are words and no weights to add up",
+            hint="name both adapters in one request instead",
+        )
     named = {
         share.name: base_named(share.path, adapter.config)
         for share, adapter in zip(shares, adapters, strict=True)
@@ -152,7 +159,7 @@ def merged(
 def _gate(folder: Path, adapter: Adapter, dialect: Dialect) -> None:
     """Judge what was written as any other adapter; the gate itself takes no kohya files, from nobody."""
     if dialect == "kohya":
-        (weights,) = folder.glob("*.safetensors")
+        (weights,) = (file for file in folder.glob("*.safetensors") if not is_tokens_file(file.name))
         if bad := non_finite(weights, read_header(weights)):
             raise AdapterError(f"'{bad[0]}' holds NaN or infinity", hint="take an earlier checkpoint")
     elif dialect == "peft" and len(adapter.components) > 1:

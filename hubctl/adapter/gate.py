@@ -36,6 +36,11 @@ def gate(folder: Path, base: BaseModel | None) -> AdapterLayout:
             f"{len(bad)} of {len(layout.header.tensors)} tensors hold NaN or infinity, '{bad[0]}' first",
             hint="training diverged: train again with a lower learning rate",
         )
+    if layout.tokens and (bad := non_finite(layout.tokens.file, layout.tokens.header)):
+        raise AdapterError(
+            f"the vectors of its new tokens hold NaN or infinity, in '{bad[0]}'",
+            hint="training diverged: train again with a lower --token-lr",
+        )
     if base is not None:
         refuse_misfit(layout, base.id, read_base_shapes(base.path, base.family))
     return layout
@@ -65,7 +70,7 @@ def refuse_unsafe_files(folder: Path) -> None:
 
 def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fit:
     """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; else return the verdict."""
-    fit = check_fit(layout.modules, layout.heads, shapes)
+    fit = check_fit(layout.modules, layout.heads, shapes, layout.tokens)
     if fit.fits:
         return fit
     like = looks_like(layout.modules)

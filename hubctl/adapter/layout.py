@@ -12,12 +12,13 @@ import json
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.names import Renames, current_name, renames
+from hubctl.adapter.new_tokens import NewTokens, is_tokens_file, read_new_tokens
 from hubctl.errors import AdapterError
 
 WEIGHTS_DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -107,6 +108,8 @@ class AdapterLayout:
     modules: tuple[LoraModule, ...]
     heads: tuple[HeadTensor, ...]
     peft_config: dict[str, Any] | None
+    tokens: NewTokens | None = None
+    """Words of its own; they lie in a file beside the weights."""
 
 
 def read_layout(path: Path) -> AdapterLayout:
@@ -121,10 +124,12 @@ def read_layout(path: Path) -> AdapterLayout:
     if dialect == "peft":
         config = read_config(weights.parent / CONFIG_PEFT)
         component = _peft_component(header, config)
-        return _layout("peft", weights, header, {component: config}, config, component)
-    raw = header.metadata.get("lora_adapter_metadata")
-    flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
-    return _layout("diffusers", weights, header, _by_component(flat), None)
+        layout = _layout("peft", weights, header, {component: config}, config, component)
+    else:
+        raw = header.metadata.get("lora_adapter_metadata")
+        flat = _parse_json(raw, "lora_adapter_metadata") if raw else {}
+        layout = _layout("diffusers", weights, header, _by_component(flat), None)
+    return replace(layout, tokens=read_new_tokens(path)) if path.is_dir() else layout
 
 
 def find_weights(path: Path) -> tuple[Path, Literal["diffusers", "peft"]]:
@@ -135,7 +140,7 @@ def find_weights(path: Path) -> tuple[Path, Literal["diffusers", "peft"]]:
         return path / WEIGHTS_DIFFUSERS, "diffusers"
     if (path / WEIGHTS_PEFT).is_file():
         return path / WEIGHTS_PEFT, "peft"
-    others = sorted(path.glob("*.safetensors"))
+    others = sorted(file for file in path.glob("*.safetensors") if not is_tokens_file(file.name))
     if len(others) == 1:
         return others[0], "diffusers"
     raise AdapterError(

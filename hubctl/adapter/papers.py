@@ -11,6 +11,7 @@ from pathlib import Path
 from hubctl.adapter.card import CARD, first_base_model, read_card_data
 from hubctl.adapter.gate import CODE, PICKLES
 from hubctl.adapter.layout import CONFIG_PEFT
+from hubctl.adapter.new_tokens import is_tokens_file
 from hubctl.adapter.package import MANIFEST, manifest_json, read_manifest
 
 _LEFT = PICKLES | CODE | {".safetensors"}
@@ -30,7 +31,8 @@ def base_named(source: Path, config: Mapping[str, object] | None = None) -> str 
 def carry_papers(source: Path, folder: Path, *, library: str) -> None:
     """Copy what `source` holds beside its weights into `folder`; the card then names `library`.
 
-    Weights, settings of weights, hidden files, links, pickles and code stay behind.
+    New tokens are in a form that all dialects share. Weights, settings of weights, hidden files, links,
+    pickles and code stay behind.
     """
     if not source.is_dir():
         return
@@ -39,7 +41,8 @@ def carry_papers(source: Path, folder: Path, *, library: str) -> None:
         hidden = any(part.startswith(".") for part in inner.parts)
         if hidden or path.is_symlink() or not path.is_file():
             continue
-        if path.suffix.lower() in _LEFT or path.name == CONFIG_PEFT:
+        weights = path.suffix.lower() in _LEFT and not is_tokens_file(inner.as_posix())
+        if weights or path.name == CONFIG_PEFT:
             continue
         (folder / inner).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / inner)

@@ -82,7 +82,7 @@ def reproduce(
 
 
 def _weights(folder: Path) -> bytes:
-    return next(folder.glob("*.safetensors")).read_bytes()
+    return b"".join(file.read_bytes() for file in sorted(folder.glob("*.safetensors")))
 
 
 def _changed_versions(recipe: Recipe) -> dict[str, tuple[str, str | None]]:

@@ -100,6 +100,10 @@ def _diffusion(command: F) -> F:
                      help="Adapt CLIP too.  [default: no, but for --preset face]"),
         click.option("--text-encoder-lr", type=float, metavar="RATE",
                      help="Its peak rate.  [default: half of --lr]"),
+        click.option("--new-token", "new_tokens", multiple=True, metavar="NAME[=WORD]",
+                     help='Learn a word of its own, e.g. "<my-dog>=dog"; may be repeated.'),
+        click.option("--token-lr", type=float, metavar="RATE",
+                     help="Peak rate of new words, which train in the first half.  [default: 5e-4]"),
         click.option("--quantize", type=click.Choice(["none", "int8", "fp8", "nf4"]), default="none",
                      show_default=True, help="Weights of the frozen base in 8 or 4 bits, for large ones."),
         click.option("--gradient-checkpointing", is_flag=True, help="Less memory, a third more time."),
@@ -140,6 +144,8 @@ def text_to_image(out: Output, **settings: Any) -> None:
     \b
     Example:
       hubctl train text-to-image --base emoji-64 --data drawings/ --output my-style --steps 400
+      hubctl train text-to-image --base stabilityai/stable-diffusion-xl-base-1.0 --data drawings/ \\
+          --output my-style --processes 4
     """
     _run(out, task="text-to-image", **settings)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hubctl.adapter.base_shapes import BaseShapes, read_base_shapes
 from hubctl.adapter.card import read_card_data
 from hubctl.adapter.layout import CONFIG_PEFT, AdapterLayout, read_layout
+from hubctl.adapter.new_tokens import tokens_file
 from hubctl.base_models import OWNER, embedded_path, locate_base
 from hubctl.errors import AdapterError, InputError, IntegrityError, NotFoundError
 from hubctl.families import detect_family
@@ -74,7 +75,8 @@ def remote_layout(hub: Hub, info: AdapterInfo) -> AdapterLayout:
     Raises:
         AdapterError: it is not in a form that hubctl runs.
     """
-    with hollow_folder(hub, info, [CONFIG_PEFT], [info.weights_file]) as folder:
+    files = [name for name in (info.weights_file, tokens_file(info.files)) if name]
+    with hollow_folder(hub, info, [CONFIG_PEFT], files) as folder:
         return read_layout(folder)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from hubctl.adapter.gate import MAX_BYTES, PICKLES, gate
 from hubctl.adapter.layout import AdapterLayout, read_layout
+from hubctl.adapter.new_tokens import tokens_file
 from hubctl.adapter.package import new_folder
 from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
 from hubctl.hub.cache import make_room
@@ -134,7 +135,8 @@ def commit_folder(root: Path, repo_id: str, commit: str) -> Path:
 
 def adapter_files(info: AdapterInfo) -> list[str]:
     """The files of an adapter's repository that are downloaded."""
-    names = [name for name in _safe(info) if name == info.weights_file or not name.endswith(".safetensors")]
+    kept = (info.weights_file, tokens_file(info.files))
+    names = [name for name in _safe(info) if name in kept or not name.endswith(".safetensors")]
     if (size := sum(info.files[name].size_bytes for name in names)) > MAX_BYTES:
         raise AdapterError(f"{info.repo_id} has {size:,} bytes (limit {MAX_BYTES:,})")
     return names

@@ -48,7 +48,7 @@ class Compared:
     @property
     def fit(self) -> Fit:
         """The verdict."""
-        return check_fit(self.layout.modules, self.layout.heads, self.shapes)
+        return check_fit(self.layout.modules, self.layout.heads, self.shapes, self.layout.tokens)
 
     def refuse_misfit(self) -> None:
         """Raise `AdapterMismatchError` unless it fits."""

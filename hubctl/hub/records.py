@@ -12,6 +12,7 @@ from typing import Any
 from hubctl.adapter.card import first_base_model
 from hubctl.adapter.findings import Finding
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, WEIGHTS_PEFT
+from hubctl.adapter.new_tokens import is_tokens_file
 from hubctl.errors import AdapterError, IntegrityError
 from hubctl.refs import PinnedRef
 
@@ -101,7 +102,11 @@ def pick_weights(info: RepoInfo) -> str:
         raise AdapterError(
             f"{info.repo_id} is a base model, not an adapter", hint=f"hubctl serve --base {info.repo_id}"
         )
-    others = [name for name in info.files if name.endswith(".safetensors") and "/" not in name]
+    others = [
+        name
+        for name in info.files
+        if name.endswith(".safetensors") and "/" not in name and not is_tokens_file(name)
+    ]
     if len(others) == 1:
         return others[0]
     raise AdapterError(

@@ -67,13 +67,17 @@ class Core:
         components: Mapping[str, nn.Module],
         read_heads: ReadHeads | None = None,
         device: torch.device | None = None,
+        vocabularies: Mapping[str, int] | None = None,
     ) -> None:
-        """Prepare `components` (name → module) for adapters; they run on `device`, or where they are now."""
+        """Prepare `components` (name → module) for adapters; they run on `device`, or where they are now.
+
+        `vocabularies` says of text encoders that take new tokens how many their tokenizers know.
+        """
         self.base, self.config = base, config
         self._fetch, self._read_heads = fetch, read_heads
         self._shapes = read_base_shapes(base.path, base.family)
         with one_core():
-            self.pool = RowPool(components, config.total_rows, device)
+            self.pool = RowPool(components, config.total_rows, device, vocabularies)
         self.owner = Owner(self.pool.mixed, max_gather_s=config.max_gather_s)
         self.residency = Residency(
             self.pool, self._load, total_rows=config.total_rows, host_bytes=config.host_bytes
@@ -143,7 +147,14 @@ class Core:
         rows = read_rows(layout, self.pool, limit)
         heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
         layers = frozenset(slot.index for slot in rows.slots)
-        adapter = Adapter(rank=rows.rank, rows=rows.rows, layers=layers, heads=heads, labels=labels)
+        adapter = Adapter(
+            rank=rows.rank,
+            rows=rows.rows,
+            layers=layers,
+            heads=heads,
+            labels=labels,
+            tokens=layout.tokens.names if layout.tokens else (),
+        )
         return Loaded(adapter, rows)
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +10,6 @@ import diffusers
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
@@ -49,6 +45,7 @@ from serve.engine.schedulers import SCHEDULERS
 from serve.engine.shared_module import SharedModule
 from serve.engine.spoilt import Decoding, refuse_spoilt
 from serve.engine.threads import one_core
+from serve.engine.tokenizers import Tokenizers, own_tokens
 
 _WARM_UP_STEPS = 4  # the fewest that every scheduler takes
 
@@ -67,7 +64,9 @@ class ImageEngine:
         self._templates = make_templates(self._template, controlnets)
         components = shared_components(self._template, base.family)
         adaptable = {name: components[name] for name in base.family.components if name in components}
-        self._core = Core(base, config, fetch, adaptable, device=device)
+        self._tokenizers = Tokenizers(self._template, adaptable, most=config.max_running)
+        vocabularies = self._tokenizers.vocabularies
+        self._core = Core(base, config, fetch, adaptable, device=device, vocabularies=vocabularies)
         if config.compile != "off":
             if base.family.ragged:
                 raise InputError(
@@ -92,7 +91,6 @@ class ImageEngine:
         self._controls = {
             name: self._methods(f"controlnet {name}", module) for name, module in controlnets.items()
         }
-        self._tokenizers: deque[dict[str, Any]] = deque(maxlen=config.max_running)
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Make images; see `Engine.generate`."""
@@ -151,8 +149,9 @@ class ImageEngine:
         self, request: ImageRequest, template: Any, cancelled: Cancelled = None
     ) -> tuple[np.ndarray, Timings]:
         check_request(request, self._core.config, self._core.base.family, template)
-        with self._lent_tokenizers() as tokenizers:
-            check_prompts(request, template, tokenizers)
+        if not request.loras:  # those may bring words of their own
+            with self._tokenizers.lent() as tokenizers:
+                check_prompts(request, template, tokenizers)
         arguments = arguments_of(request, self._core.base.family, template)
         parts = {"scheduler": self._scheduler(request.scheduler)}
         check_steps(request, template, parts["scheduler"])
@@ -167,8 +166,10 @@ class ImageEngine:
                 tenant=request.tenant,
                 cost=work_of(request, template),
             ) as session,
-            self._lent_tokenizers() as tokenizers,
+            self._tokenizers.lent(own_tokens(session.adapters)) as tokenizers,
         ):
+            if request.loras:
+                check_prompts(request, template, tokenizers)
             # A shallow copy: processors and settings are shared, what a call changes is the copy's own.
             pipeline = copy.copy(template)
             callers = {"vae": Decoding(session.client, adapted=bool(request.loras))}
@@ -185,23 +186,6 @@ class ImageEngine:
             images: np.ndarray = output.images
             refuse_spoilt(images, getattr(output, "nsfw_content_detected", None))
             return images, session.timings()
-
-    @contextmanager
-    def _lent_tokenizers(self) -> Iterator[dict[str, Any]]:
-        """Tokenizers for one request alone.
-
-        A fast tokenizer keeps the padding and truncation of the present call in itself: two threads in one
-        get each other's. As many copies are kept as requests run at once.
-        """
-        try:
-            lent = self._tokenizers.popleft()
-        except IndexError:
-            parts = self._template.components.items()
-            lent = {name: copy.deepcopy(p) for name, p in parts if isinstance(p, PreTrainedTokenizerBase)}
-        try:
-            yield lent
-        finally:
-            self._tokenizers.append(lent)
 
     def _methods(self, name: str, module: nn.Module) -> tuple[SharedModule, ...]:
         base, dtype = self._core.base, next(module.parameters()).dtype

@@ -137,6 +137,21 @@ def _add_embedding(layer: nn.Embedding, x: torch.Tensor, y: torch.Tensor, lora: 
     return torch.baddbmm(flat, hidden.transpose(1, 2), lora.b).view(y.shape)
 
 
+def put_tokens(y: torch.Tensor, ids: torch.Tensor, first: int, vectors: torch.Tensor) -> torch.Tensor:
+    """The vectors of new tokens in place of what a table of embeddings says of their numbers.
+
+    Args:
+        y: What it says, (N * any, T, out).
+        ids: (N * any, T); the first of a sample's own tokens has the number `first`, the next `first` + 1.
+        first: Above the numbers of all tokens that the table knows.
+        vectors: Of each sample's tokens, (N, K, out).
+    """
+    n, most, width = vectors.shape
+    place = (ids - first).reshape(n, -1, 1)
+    own = vectors.gather(1, place.clamp(0, most - 1).expand(-1, -1, width))
+    return torch.where(place >= 0, own, y.reshape(n, -1, width)).view(y.shape)
+
+
 def _with_gain(y: torch.Tensor, bias: torch.Tensor | None, gain: torch.Tensor) -> torch.Tensor:
     """Output (N, T, out) times gain (N, 1, out), the bias left as it is."""
     return y * gain if bias is None else torch.addcmul(bias - bias * gain, y, gain)

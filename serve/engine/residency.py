@@ -38,13 +38,15 @@ class Adapter:
 
     rank: int
     rows: int
-    """Rows that it takes: its rank, and more with DoRA."""
+    """Rows that it takes: its rank, and more with DoRA or new tokens."""
     layers: frozenset[int]
     """Slots that it changes."""
     heads: Mapping[str, nn.Module]
     """Modules that it replaces whole, by path, on the device already: they are few and small."""
     labels: Mapping[int, str] | None
     """What its classes mean, when they are not the base's."""
+    tokens: tuple[str, ...] = ()
+    """Words of its own; their vectors are its last rows."""
 
     @property
     def wants(self) -> int:
@@ -268,8 +270,11 @@ class Residency:
 
 
 def _pooled(adapter: Adapter, rows: tuple[int, ...], scale: float) -> PooledUse:
-    dora = rows[adapter.rank : adapter.rows]
-    return PooledUse(rows[: adapter.rank], scale, adapter.layers, adapter.heads, dora)
+    tokens = adapter.rows - len(adapter.tokens)
+    dora = rows[adapter.rank : tokens]
+    return PooledUse(
+        rows[: adapter.rank], scale, adapter.layers, adapter.heads, dora, rows[tokens : adapter.rows]
+    )
 
 
 def _remaining_s(deadline_s: float | None) -> float | None:

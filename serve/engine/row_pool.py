@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from hubctl.adapter.names import current_name, renames
-from serve.engine.lora_layers import DORA_ROWS, Add, Gathered, dora_gain, kind_of
+from serve.engine.lora_layers import DORA_ROWS, Add, Gathered, dora_gain, kind_of, put_tokens
 
 _ALIGN = 16  # columns: every slot starts where wide loads can
 _WIDTHS = (4, 8, 16, 32, 64, 128, 256)
@@ -80,6 +80,8 @@ class PooledUse:
     """Modules that it replaces whole, by path."""
     dora: tuple[int, ...] = ()
     """Its `DORA_ROWS` further rows."""
+    tokens: tuple[int, ...] = ()
+    """Its further rows with the vectors of new tokens."""
 
 
 Uses = tuple[PooledUse, ...]
@@ -114,26 +116,36 @@ class Mix:
     """Rows of the forward; N of them or a multiple."""
     gathered: dict[int, Gathered] | None
     """By slot, what its layer has gathered; None when that would take more memory than the pool."""
+    tokens: torch.Tensor | None = None
+    """(N, K) int64: rows of new tokens; 0 for those that are not there."""
 
     def part(self, samples: Sequence[int]) -> Mix:
         """The mix of some of the samples."""
         index = torch.tensor(samples, device=self.rows.device)
         dora = self.dora and DoraMix(*(t[index] for t in (self.dora.rows, self.dora.scale, self.dora.before)))
+        tokens = None if self.tokens is None else self.tokens[index]
         heads = tuple(self.heads[i] for i in samples)
-        return Mix(self.rows[index], self.scale[index], dora, self.layers, heads, len(samples), None)
+        return Mix(self.rows[index], self.scale[index], dora, self.layers, heads, len(samples), None, tokens)
 
 
 class RowPool:
     """The rows of all adapters of one base, and the hooks that add them to its layers."""
 
     def __init__(
-        self, components: Mapping[str, nn.Module], total_rows: int, device: torch.device | None = None
+        self,
+        components: Mapping[str, nn.Module],
+        total_rows: int,
+        device: torch.device | None = None,
+        vocabularies: Mapping[str, int] | None = None,
     ) -> None:
         """Hook every layer of `components` that LoRA can change.
 
-        They run on `device`; None means where they are now.
+        They run on `device`; None means where they are now. `vocabularies` says of text encoders how many
+        tokens their tokenizers know: numbers from there on are new tokens.
         """
         self.slots: dict[str, Slot] = {}
+        self.token_slots: dict[str, Slot] = {}
+        """By text encoder: its table of tokens, where it takes new ones."""
         self.mix: Mix | None = None
         """Of the forward that is running; owner thread only."""
         self.row_by_row = False
@@ -154,6 +166,8 @@ class RowPool:
                 a_end = math.ceil(a.stop / _ALIGN) * _ALIGN
                 b_end = math.ceil(b.stop / _ALIGN) * _ALIGN
                 layer.register_forward_hook(self._hook(slot, kind.add))
+            if first_new := (vocabularies or {}).get(component):
+                self._hook_tokens(component, root, first_new)
         device = first.device if device is None else device
         self.a = torch.zeros(total_rows, a_end, device=device, dtype=first.dtype)
         self.b = torch.zeros(total_rows, b_end, device=device, dtype=first.dtype)
@@ -221,6 +235,7 @@ class RowPool:
             tuple(heads),
             len(rows) * together,
             {} if len(rows) * width <= len(self.a) else None,
+            self._tokens_of(calls),
         )
 
     def _dora_of(self, calls: Sequence[tuple[Uses, int]], width: int) -> DoraMix | None:
@@ -237,6 +252,11 @@ class RowPool:
             before += [_padded(owner, width, 0)] * n
         return DoraMix(self._on_device(rows), self._on_device(scales), self._on_device(before))
 
+    def _tokens_of(self, calls: Sequence[tuple[Uses, int]]) -> torch.Tensor | None:
+        own = [[row for use in uses for row in use.tokens] for uses, n in calls for _ in range(n)]
+        most = max(map(len, own))
+        return self._on_device([_padded(rows, most, 0) for rows in own]) if most else None
+
     def _on_device(self, values: list[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self.a.device)
 
@@ -248,6 +268,28 @@ class RowPool:
             return add(layer, args[0], y, self._gathered(slot, mix, len(y)))
 
         return hook
+
+    def _hook_tokens(self, component: str, encoder: nn.Module, first: int) -> None:
+        """Let the table of tokens of `encoder` take numbers from `first` on for the samples' own tokens."""
+        table: Any = encoder.get_input_embeddings()  # type: ignore[operator]
+        slot = next(slot for slot in self.slots.values() if slot.layer is table)
+        self.token_slots[component] = slot
+        asked = torch.empty(0)
+
+        def before(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+            nonlocal asked
+            if self.mix is None or self.mix.tokens is None:
+                return None
+            asked = args[0]
+            return (asked.clamp(max=first - 1), *args[1:])
+
+        def after(layer: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor | None:
+            if self.mix is None or self.mix.tokens is None:
+                return None
+            return put_tokens(y, asked, first, _picked(self.b[:, slot.b], self.mix.tokens))
+
+        table.register_forward_pre_hook(before)
+        table.register_forward_hook(after)
 
     def _gathered(self, slot: Slot, mix: Mix, n: int) -> Gathered:
         """What the `n` rows of a layer's input use."""

@@ -66,7 +66,7 @@ def test_a_process_has_its_part_of_the_step_and_the_first_draws_as_one_alone() -
 
 
 def plain(config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The same training by torch alone: for each half of a step's images a generator, and dropout of its own."""
+    """The same training by torch alone: half of each step's images, noise and dropout for each of two."""
     from hubctl.base_models import locate_base
     from train.adapt import training_mode
     from train.prepare import open_training, prepare
@@ -195,10 +195,8 @@ def test_processes_that_somebody_else_has_started_are_as_many_as_asked_for(
         captioned,
         "--output",
         tmp_path / "out",
-        "--processes",
-        "2",
     ]
-    ran = run_cli("train", "text-to-image", *asked, WORLD_SIZE="3", RANK="1")
+    ran = run_cli("train", "text-to-image", *asked, "--processes", "2", WORLD_SIZE="3", RANK="1")
     assert ran.code == 2
     assert "3 processes were started for a training of 2" in ran.err
     assert "accelerate launch --num_processes 2" in ran.err

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from hubctl.base_models import BaseModel, FetchBase
 from hubctl.errors import InputError
+from hubctl.modeling.new_tokens import load_new_tokens
 from hubctl.refs import AdapterRef
 from train.base_size import native_px
 from train.dataset import CaptionedImage, open_image
@@ -97,10 +98,14 @@ class _Artist:
         half = getattr(torch, base.family.half) if device.type == "cuda" else torch.float32
         self._pipeline = open_pipeline(base, {"default": half, "vae": torch.float32}, device)
         self._pipeline.load_lora_weights(str(config.adapter), adapter_name="judged")
+        self._new_words: Path | None = config.adapter
 
     def draw(self, prompts: Sequence[str], *, scale: float, seed: int) -> list[Image.Image]:
         """A picture for each prompt; picture i from `seed` + i."""
         if scale:
+            if self._new_words:  # not before: the base is to read what it knows
+                load_new_tokens(self._pipeline, self._new_words)
+                self._new_words = None
             self._pipeline.enable_lora()
             self._pipeline.set_adapters(["judged"], [scale])
         else:

@@ -5,6 +5,7 @@ Shapes: B images, C latent channels, H x W latent pixels.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import nn
 from hubctl.adapter.kohya import clip_path
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
+from hubctl.modeling.new_tokens import TOKENIZERS, load_new_tokens
 from hubctl.modeling.pipelines import load_pipeline
 from hubctl.modeling.quantize import quantize
 from hubctl.settings import environment
@@ -32,6 +34,7 @@ from train.recipe import current_versions
 from train.tasks.denoisers import DENOISERS, Conditions, no_text
 from train.tasks.grid import draw_looks
 from train.tasks.latents import Latents, noise_like
+from train.tasks.new_tokens import GrownTable, grow, save_new_tokens
 from train.tasks.task import Setup
 from train.tasks.texts import Texts, remember_large_encoder
 from train.verify import require_same_answer, require_same_tensors
@@ -80,9 +83,11 @@ class Diffusion:
             self.denoiser.enable_gradient_checkpointing()
         self._store = _store(setup)
         self.encoders: dict[str, Any] = {}
+        self._tokenizers: dict[str, Any] = {}
         self.module: nn.Module = self.denoiser
-        if setup.plan.train_text_encoder:
-            self.encoders = self._adapted_encoders()
+        if setup.plan.train_text_encoder or setup.config.new_tokens:
+            self.encoders = self._clips()
+            self._prepare_encoders()
             self.module = _Parts(self.denoiser, self.encoders)
         trained_in_float32(self.module)
         self.noise = self._kind.noise(self.pipeline.scheduler.config, setup.base.id)
@@ -92,7 +97,7 @@ class Diffusion:
             fixed=not self.encoders,
         )
 
-    def _adapted_encoders(self) -> dict[str, Any]:
+    def _clips(self) -> dict[str, Any]:
         setup = self.setup
         encoders: dict[str, Any] = {
             name: encoder
@@ -102,14 +107,21 @@ class Diffusion:
         if not encoders:
             raise InputError(
                 f"{setup.base.id} comes without a CLIP text encoder to train",
-                hint="train without --train-text-encoder",
+                hint="train without --train-text-encoder and --new-token",
             )
-        for encoder in encoders.values():
+        return encoders
+
+    def _prepare_encoders(self) -> None:
+        setup = self.setup
+        for encoder in self.encoders.values() if setup.plan.train_text_encoder else ():
             require_useful_rank(encoder, CLIP_TARGETS, setup.plan.rank)
             encoder.add_adapter(lora_config(setup.config, setup.plan, targets=list(CLIP_TARGETS)))
+        if setup.config.new_tokens:
+            readers = [TOKENIZERS[name] for name in self.encoders]
+            self._tokenizers = {name: copy.deepcopy(getattr(self.pipeline, name)) for name in readers}
+            grow(self.pipeline, self.encoders, setup.config.tokens, setup.config.seed)
         if self._kind.large_encoders:
             remember_large_encoder(self.pipeline)
-        return encoders
 
     # -- encoding, once --------------------------------------------------------------------
 
@@ -257,6 +269,7 @@ class Diffusion:
         """`count` pictures of one prompt by the untouched base, kept as what is encoded."""
         config, side = self.setup.config, self.setup.plan.resolution_px
         key = ["drawn", prompt, *map(str, (count, config.seed, side, SAMPLE_STEPS, config.quantize))]
+        key += config.new_tokens  # which the prompt may hold
 
         def draw() -> dict[str, torch.Tensor]:
             pictures = self.draw(texts, count, adapted=False, seed=config.seed)
@@ -292,19 +305,24 @@ class Diffusion:
         trained = self._kind.predict(self.denoiser, self.pipeline, *asked, conditions).float()
         tensors = {name: get_peft_model_state_dict(part) for name, part in self._adapted().items()}
         self.module.to("cpu")  # two of them would not fit where one just does
-        fresh = {name: self._fresh(name, type(part)) for name, part in self._adapted().items()}
-        pipeline = type(self.pipeline)(**self.pipeline.components | fresh)
+        parts = self._adapted() | self.encoders
+        fresh = {name: self._fresh(name, type(part)) for name, part in parts.items()}
+        pipeline = type(self.pipeline)(**self.pipeline.components | fresh | self._tokenizers)
         pipeline.load_lora_weights(str(folder))
+        load_new_tokens(pipeline, folder)
         for name, part in fresh.items():
-            (adapter,) = part.peft_config
-            require_same_tensors(tensors[name], get_peft_model_state_dict(part, adapter_name=adapter))
+            if name in tensors:
+                (adapter,) = part.peft_config
+                # Diffusers has made the table larger, which peft would take for a trained one.
+                loaded = get_peft_model_state_dict(part, adapter_name=adapter, save_embedding_layers=False)
+                require_same_tensors(tensors[name], loaded)
             part.eval()
-        for name in self.encoders:
-            setattr(self.pipeline, name, fresh[name])  # the texts are encoded by this pipeline
+        for name in (*self.encoders, *self._tokenizers):
+            setattr(self.pipeline, name, getattr(pipeline, name))  # the texts are encoded by this pipeline
         conditions = self._cast(texts.take([0]))
         component = self.setup.base.family.denoiser
-        loaded = self._kind.predict(fresh[component], pipeline, *asked, conditions).float()
-        return require_same_answer(trained, loaded, dtype)
+        answer = self._kind.predict(fresh[component], pipeline, *asked, conditions).float()
+        return require_same_answer(trained, answer, dtype)
 
     def _fresh(self, name: str, kind: Any) -> Any:
         """The component `name` as the base has it, in the precision that it is trained in."""
@@ -317,7 +335,13 @@ class Diffusion:
 
     def _adapted(self) -> dict[str, Any]:
         """The parts of the pipeline that carry the adapter, by their names there."""
-        return {self.setup.base.family.denoiser: self.denoiser, **self.encoders}
+        encoders = self.encoders if self.setup.plan.train_text_encoder else {}
+        return {self.setup.base.family.denoiser: self.denoiser, **encoders}
+
+    def _tables(self) -> list[GrownTable]:
+        """The text encoders' tables with new tokens."""
+        tables = (encoder.get_input_embeddings() for encoder in self.encoders.values())
+        return [table for table in tables if isinstance(table, GrownTable)]
 
     @contextmanager
     def _adapter(self, enabled: bool) -> Iterator[None]:
@@ -326,11 +350,15 @@ class Diffusion:
             return
         for part in self._adapted().values():
             part.disable_adapters()
+        for table in self._tables():
+            table.learnt = False
         try:
             yield
         finally:
             for part in self._adapted().values():
                 part.enable_adapters()
+            for table in self._tables():
+                table.learnt = True
 
     # -- the file --------------------------------------------------------------------------
 
@@ -350,6 +378,8 @@ class Diffusion:
             settings["target_modules"] = sorted(settings["target_modules"])
             contents |= {f"{name}_lora_layers": tensors, f"{name}_lora_adapter_metadata": settings}
         self.pipeline.save_lora_weights(folder, **contents)
+        if self.setup.config.new_tokens:
+            save_new_tokens(folder, self.encoders, list(self.setup.config.tokens))
 
 
 def _store(setup: Setup) -> EncodedStore:

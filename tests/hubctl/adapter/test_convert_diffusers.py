@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hubctl.adapter.contents import Dialect
 from hubctl.adapter.derive import convert
@@ -101,6 +101,20 @@ def test_peft_computes_what_diffusers_computes(base: Path, adapter: Path, tmp_pa
         model = PeftModel.from_pretrained(getattr(pipeline, folder.name), folder)
         found |= {f"{folder.name}.{name}": delta for name, delta in effect(model.base_model.model).items()}
     assert_same(found, expected)
+
+
+def test_words_come_along_to_every_dialect_and_back(tmp_path: Path) -> None:
+    base = write_pipeline(tmp_path / "base", "sd1")
+    source = tiny.write_lora(tmp_path / "source", base, seed=1)
+    save_file({"clip_l": torch.randn(2, 16)}, source / "source_emb.safetensors")
+    words = (source / "source_emb.safetensors").read_bytes()
+    dialects: tuple[Dialect, ...] = ("kohya", "peft", "diffusers")
+    for dialect in dialects:
+        convert(source, tmp_path / dialect, dialect)
+        convert(tmp_path / dialect, tmp_path / f"{dialect}-back", "diffusers")
+        layout = read_layout(tmp_path / f"{dialect}-back")
+        assert layout.tokens is not None
+        assert layout.tokens.file.read_bytes() == words
 
 
 def test_a_peft_folder_of_a_unet_is_served_as_the_other(tmp_path: Path) -> None:

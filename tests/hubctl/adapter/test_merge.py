@@ -15,6 +15,7 @@ from hubctl.adapter.derive import Share, merged
 from hubctl.adapter.layers import Layer
 from hubctl.adapter.merge import METHODS, Method
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
+from tests.adapters import write_tensors
 from tests.hubctl.adapter.random_lora import dense, layer, write
 
 SIZES: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -92,6 +93,14 @@ def test_svd_of_all_ranks_is_exact(tmp_path: Path) -> None:
     assert made.layers[0].rank == 7
     exact = (dense(one[0]) + dense(two[0])) / 2
     torch.testing.assert_close(torch.tensor(dense(made.layers[0])), torch.tensor(exact), atol=1e-5, rtol=1e-5)
+
+
+def test_words_are_no_weights_to_add_up(tmp_path: Path) -> None:
+    one, two = (write(tmp_path / name, layer()) for name in ("one", "two"))
+    write_tensors(two / "embeddings.safetensors", {"clip_l": (1, 8)})
+    shares = [Share(name=path.name, path=path, weight=1) for path in (one, two)]
+    with pytest.raises(AdapterError, match="two has new tokens"):
+        merged(shares, tmp_path / "out", "cat")
 
 
 def test_what_does_not_add_up_is_refused(tmp_path: Path) -> None:

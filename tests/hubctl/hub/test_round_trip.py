@@ -21,6 +21,7 @@ from hubctl.errors import (
 )
 from hubctl.hub.client import Hub
 from hubctl.hub.find import list_adapters
+from hubctl.hub.headers import remote_layout
 from hubctl.hub.pull import pull, pull_base
 from hubctl.hub.push import compare, default_repo_id, push
 from hubctl.refs import AdapterRef, PinnedRef
@@ -72,6 +73,28 @@ def test_what_is_pushed_is_what_is_pulled(hub: Hub, base: str, user: str, tmp_pa
     assert len(pulled.layout.modules) == 3
     assert not pulled.cached
     assert seen[-1] == (seen[-1][1], sum(map(len, contents(folder).values())))
+
+
+def test_words_of_its_own_go_along_and_must_fit_too(hub: Hub, user: str, tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    write_tensors(
+        folder / "text_encoder/model.safetensors",
+        {"text_model.embeddings.token_embedding.weight": (50, 16)},
+    )
+    base = push(hub, folder, f"{user}/base", kind="base").repo_id
+    adapter = write_adapter(tmp_path / "words", base)
+    write_tensors(adapter / "words_emb.safetensors", {"clip_l": (2, 24)})
+    with pytest.raises(AdapterError, match="24 numbers for 'text_encoder', where the base has 16"):
+        push(hub, adapter)
+    write_tensors(adapter / "words_emb.safetensors", {"clip_l": (2, 16)})
+    push(hub, adapter)
+    pulled = pull(hub, AdapterRef.parse(f"{user}/words"), cache=tmp_path / "cache")
+    assert contents(pulled.path) == contents(adapter)
+    assert pulled.layout.tokens is not None
+    assert pulled.layout.tokens.names == ("<s0>", "<s1>")
+    remote = remote_layout(hub, hub.adapter_info(AdapterRef.parse(f"{user}/words")))
+    assert remote.tokens is not None
+    assert remote.tokens.widths == {"text_encoder": 16}
 
 
 def test_the_base_is_pulled_whole(hub: Hub, base: str, tmp_path: Path) -> None:

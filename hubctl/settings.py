@@ -72,11 +72,12 @@ class Place:
 
 def place() -> Place:
     """Read the place now, as `environment` does."""
-    names = {"rank": "RANK", "count": "WORLD_SIZE", "count_here": "LOCAL_WORLD_SIZE"}
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
     try:
-        return Place(**{field: int(os.environ.get(name) or field != "rank") for field, name in names.items()})
+        rank, count, here = (int(os.environ.get(name) or alone) for name, alone in names.items())
     except ValueError as error:
-        raise InputError(f"one of {', '.join(names.values())} is no number: {error}") from error
+        raise InputError(f"one of {', '.join(names)} is no number: {error}") from error
+    return Place(rank=rank if count > 1 else 0, count=count, count_here=here)
 
 
 def read_amount(text: str, units: Mapping[str, int]) -> int | None:

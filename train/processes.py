@@ -75,17 +75,13 @@ def train_together(
     port = _free_port()
     members: list[_Member] = []
     asked = False
-
-    def start(rank: int) -> None:
-        members.append(_start(rank, config, fetch_base, port))
-
     try:
-        start(0)
+        members.append(_start(0, config, fetch_base, port))
         for event in _events(members):
             if len(members) == 1 < config.processes:
                 # The first has found nothing wrong with the request, and brought the base.
                 for rank in range(1, config.processes):
-                    start(rank)
+                    members.append(_start(rank, config, fetch_base, port))
             yield event
             if isinstance(event, StepDone) and not asked and stop():
                 asked = True

@@ -94,5 +94,5 @@ class Ranks:
     def leave(self) -> None:
         """Wait for all, then part: what comes after is not exchanged."""
         if self.count > 1:
-            distributed.barrier()
+            self.exchange(0)
             distributed.destroy_process_group()

@@ -46,7 +46,9 @@ def train(
     """Train one adapter; `fetch_base` brings bases that are neither embedded nor a folder.
 
     More than one process is started here, unless this is one of them already (`accelerate launch`): then the
-    first does the same as a process alone, the others their part of each step, and events that say so.
+    first does the same as a process alone, the others their part of each step, and events that say so. A
+    script that calls this with more than one does so under `if __name__ == "__main__":`, since each process
+    imports it.
 
     When `stop` answers yes, the last event is `Stopped`, and the same call with `resume` goes on as if
     nothing had happened. Closing the iterator early leaves what the last checkpoint holds, or nothing.

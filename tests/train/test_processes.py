@@ -202,6 +202,15 @@ def test_processes_that_somebody_else_has_started_are_as_many_as_asked_for(
     assert "accelerate launch --num_processes 2" in ran.err
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_each_process_wants_a_gpu_of_its_own(together: Trained, tmp_path: Path) -> None:
+    more = torch.cuda.device_count() + 1
+    config = dataclasses.replace(together.config, processes=more, output=tmp_path / "out")
+    with pytest.raises(InputError, match=f"{more} processes want a GPU each"):
+        list(train(config))
+
+
 # -- steps that go wrong in one of them ----------------------------------------------------------
 
 

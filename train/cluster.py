@@ -81,8 +81,8 @@ def run_job(
         status = yield from _lines(client, job, again_s)
     except (RuntimeError, OSError) as error:
         raise UnavailableError(
-            f"the Ray dashboard at {address} answers no more; the job {job} goes on unless the cluster is gone "
-            f"({error})",
+            f"the Ray dashboard at {address} answers no more ({error}); the job {job} goes on, unless the "
+            "cluster is gone",
             hint=f"look at it with: {logs} --follow",
         ) from error
     except BaseException:

@@ -82,7 +82,7 @@ def test_a_dashboard_that_answers_no_more_leaves_the_job_alone(dashboard: Dashbo
     lines = job(dashboard, tmp_path)
     assert [next(lines), next(lines)] == ["first", "second"]
     before = len(dashboard.asked)
-    with pytest.raises(UnavailableError, match=f"answers no more; the job {JOB} goes on unless") as lost:
+    with pytest.raises(UnavailableError, match=f"answers no more .*; the job {JOB} goes on") as lost:
         next(lines)
     assert lost.value.hint == f"look at it with: ray job logs {JOB} --address {dashboard.address} --follow"
     assert dashboard.asked[before:] == [DETAILS] * 3  # and it was not stopped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -26,10 +26,22 @@ NEW_ROWS = "new_rows"
 """How the names of parameters end that are vectors of new tokens."""
 
 HEADS = ("decode_head", "segmentation_head", "head", "classifier")
-"""Names that segmentation models of transformers give the layers that are trained whole."""
-SMALL_HEAD = 4_000_000
-"""Parameters up to which a head is trained whole: SegFormer's largest has 3.2 million. Of UperNet's 68
-million only the classifier is, the rest stays the base's; a file of 260 MB would be no adapter."""
+"""Names that segmentation models of transformers give their head."""
+CLASSIFIER = "classifier"
+"""Name of a head's last layer, in all but DPT's."""
+
+
+class Head(NamedTuple):
+    """How the head of a segmentation model is trained.
+
+    Whole it would be most of the adapter, with 3.2 million parameters in SegFormer-B2 and 68 million in
+    UPerNet; frozen but for its classifier it learns too little (`tests/bench/claims.md`).
+    """
+
+    classifier: str
+    """Its last layer, which is new where the classes are: trained whole."""
+    before: list[str]
+    """The layers before it, which take LoRA. BatchNorm between them stays the base's (`training_mode`)."""
 
 
 def resolve_targets(
@@ -41,21 +53,17 @@ def resolve_targets(
 ) -> list[str]:
     """The `target_modules` for peft: endings of layer names, or whole names where endings say too much.
 
-    Layers inside `heads` are trained whole and never take LoRA.
+    Layers inside `heads`, or that are one, are trained whole and never take LoRA.
 
     Raises:
         InputError: a name fits no Linear or Conv2d layer; near names are given.
     """
-    layers = {
-        name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
-    }
-    inside = tuple(f"{head}." for head in heads)
-    free = {name for name in layers if not f"{name}.".startswith(inside)} if heads else set(layers)
+    layers = _layers(module)
+    free = {name for name in layers if not any(_is_in(name, head) for head in heads)}
     if tuple(targets) == (ALL_LINEAR,):
         return sorted(name for name in free if isinstance(layers[name], nn.Linear))
     if tuple(targets) == (ATTENTION_CONV,):
-        # Every sample's own A can convolve only where the layer is one group, as in the server.
-        convolutions = {n for n in free if isinstance(layers[n], nn.Conv2d) and layers[n].groups == 1}
+        convolutions = {n for n in free if isinstance(layers[n], nn.Conv2d) and _is_served(layers[n])}
         return sorted(convolutions | {n for n in free if any(_ends_with(n, t) for t in default_targets)})
     wanted = list(targets)
     if wanted == [ATTENTION]:
@@ -142,7 +150,7 @@ def parameter_groups(module: nn.Module, plan: Plan, lora_plus: float) -> list[di
 
 
 def training_mode(module: nn.Module) -> None:
-    """Set the module to train, but leave frozen BatchNorm as the base has it.
+    """Set the module to train, but leave frozen BatchNorm as the base has it, in a segmentation head too.
 
     Its means and variances would follow the new images though nothing else of the layer moves, and they are
     not in the adapter: what is loaded later would answer otherwise than what was trained.
@@ -153,8 +161,8 @@ def training_mode(module: nn.Module) -> None:
             layer.train(any(parameter.requires_grad for parameter in layer.parameters()))
 
 
-def head_name(module: nn.Module) -> str:
-    """The part of a segmentation model that is trained whole: its head, or of a large one the last layer.
+def find_head(module: nn.Module) -> Head:
+    """The head of a segmentation model, by its layers' names.
 
     Raises:
         InputError: the model has none that we know.
@@ -166,12 +174,26 @@ def head_name(module: nn.Module) -> str:
             f"{type(module).__name__} has no head to train ({', '.join(HEADS)})",
             hint="choose a SegFormer base, e.g. --base emoji-64-seg",
         )
-    head = children[name]
-    if sum(parameter.numel() for parameter in head.parameters()) > SMALL_HEAD:
-        last = [path for path, layer in head.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
-        return f"{name}.{last}"
-    # peft goes by endings: "head" would also be the `head` inside it (DPT), and could not be loaded again.
-    return f"{name}.{name}" if name in dict(head.named_children()) else name
+    layers = {path: layer for path, layer in _layers(module).items() if _is_in(path, name)}
+    # By its name where it has one, since UPerNet's stands first.
+    named = hasattr(children[name], CLASSIFIER)
+    classifier = f"{name}.{CLASSIFIER}" if named else list(layers)[-1]
+    before = [path for path, layer in layers.items() if not _is_in(path, classifier) and _is_served(layer)]
+    return Head(classifier, before)
+
+
+def _layers(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+
+
+def _is_in(path: str, part: str) -> bool:
+    """Whether the layer at `path` is that part of the model, or lies in it."""
+    return f"{path}.".startswith(f"{part}.")
+
+
+def _is_served(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether the server can add LoRA to it: peft's own A convolution knows neither groups nor dilation."""
+    return isinstance(layer, nn.Linear) or (layer.groups == 1 and layer.dilation == (1, 1))
 
 
 def _ends_with(name: str, target: str) -> bool:

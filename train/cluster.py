@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hubctl.errors import AccessError, InputError, UnavailableError
 
@@ -16,13 +16,22 @@ _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+T = TypeVar("T")
 POLL_S = 0.5
+AGAIN_S = (1, 2, 4, 8, 16)
+"""Waits before each further try where the dashboard does not answer: half a minute in all."""
 STOP_S = 60
 """How long a stopped job may take to end."""
 
 
 def run_job(
-    address: str, command: str, *, folder: Path, gpus: float, env: Mapping[str, str]
+    address: str,
+    command: str,
+    *,
+    folder: Path,
+    gpus: float,
+    env: Mapping[str, str],
+    again_s: Sequence[float] = AGAIN_S,
 ) -> Generator[str, None, None]:
     """Run `command` on the cluster in a copy of `folder`; yields its output's lines.
 
@@ -34,9 +43,10 @@ def run_job(
         folder: What the job works in; 500 MiB at most, as Ray has it.
         gpus: That the job takes; it waits until they are free.
         env: Variables of the job; everyone who sees the dashboard sees them.
+        again_s: How long to wait before each further try where a question about the job gets no answer.
 
     Raises:
-        UnavailableError: nobody answers at the address.
+        UnavailableError: nobody answers at the address; or no longer, and then the job goes on.
         AccessError: the cluster wants a token of its own.
         InputError: the cluster does not take the job, or it failed there.
     """
@@ -66,33 +76,48 @@ def run_job(
         raise InputError(
             f"the cluster does not take the job: {error}", hint="look at its dashboard"
         ) from error
+    logs = f"ray job logs {job} --address {address}"
     try:
-        yield from _lines(client, job)
-        status = client.get_job_status(job)
-        if status != JobStatus.SUCCEEDED:
-            raise InputError(
-                f"the job {job} on {address} has {status.value.lower()}",
-                hint=f"ray job logs {job} --address {address}",
-            )
-    finally:
+        status = yield from _lines(client, job, again_s)
+    except (RuntimeError, OSError) as error:
+        raise UnavailableError(
+            f"the Ray dashboard at {address} answers no more ({error}); the job {job} goes on, unless the "
+            "cluster is gone",
+            hint=f"look at it with: {logs} --follow",
+        ) from error
+    except BaseException:
         _stop(client, job)
+        raise
+    if status != JobStatus.SUCCEEDED:
+        raise InputError(f"the job {job} on {address} has {status.value.lower()}", hint=logs)
 
 
-def _lines(client: Any, job: str) -> Generator[str, None, None]:
-    """Whole lines of the job's output, as they come.
+def _lines(client: Any, job: str, again_s: Sequence[float]) -> Generator[str, None, Any]:
+    """Whole lines of the job's output, as they come; returns the status that it ended with.
 
     Asked for again and again: an interrupt in the middle of an awaited stream would leave it half open.
     """
     seen = 0
     ended = False
     while not ended:
-        ended = client.get_job_status(job).is_terminal()  # asked first: nothing is written after it
-        text = client.get_job_logs(job)
+        status = _patiently(lambda: client.get_job_status(job), again_s)
+        ended = status.is_terminal()  # asked first: nothing is written after it
+        text = _patiently(lambda: client.get_job_logs(job), again_s)
         end = len(text) if ended else text.rfind("\n") + 1
         yield from text[seen:end].splitlines()
         seen = max(seen, end)
         if not ended:
             time.sleep(POLL_S)
+    return status
+
+
+def _patiently(ask: Callable[[], T], again_s: Sequence[float]) -> T:
+    """The answer, after some more tries where there is none."""
+    for wait_s in again_s:
+        with contextlib.suppress(RuntimeError, OSError):
+            return ask()
+        time.sleep(wait_s)
+    return ask()
 
 
 def _stop(client: Any, job: str) -> None:

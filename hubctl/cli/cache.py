@@ -1,4 +1,4 @@
-"""`hubctl cache`: what pulls have left on this disk."""
+"""`hubctl cache`: what pulls and trainings have left on this disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from hubctl.cli.options import SIZE
 from hubctl.cli.output import Output, ago, human_bytes, json_option
+from hubctl.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def cache() -> None:
-    """Adapters and bases that were pulled: list them, keep them, make room.
+    """What was pulled, and what trainings encoded: list it, keep it, make room.
 
     \b
     Examples:
@@ -32,18 +33,19 @@ def cache() -> None:
 @json_option
 @click.pass_obj
 def list_(output: Output) -> None:
-    """List the commits in the cache, the latest used first.
+    """List the commits in the cache, the latest used first, and what trainings encoded.
 
     \b
     Examples:
       hubctl cache list
       hubctl cache list --json
     """
-    from hubctl.hub.cache import entries
+    from hubctl.hub.cache import encoded, entries
     from hubctl.settings import environment
 
     folder = environment().cache
-    _table(output, entries(folder), empty=f"{folder} is empty; next: hubctl pull OWNER/NAME")
+    found = [*entries(folder), *encoded(folder)]
+    _table(output, found, empty=f"{folder} is empty; next: hubctl pull OWNER/NAME")
 
 
 @cache.command()
@@ -57,59 +59,75 @@ def du(output: Output) -> None:
       hubctl cache du
       hubctl cache du -q
     """
-    from hubctl.hub.cache import KINDS, entries
+    from hubctl.hub.cache import ENCODED, KINDS, encoded, entries
     from hubctl.settings import environment
 
-    found = entries(environment().cache)
+    kept = encoded(environment().cache)
+    found, kinds = [*entries(environment().cache), *kept], {**KINDS, ENCODED: "encoded"}
     sums = {
-        where: sum(entry.size_bytes for entry in found if entry.kind == kind) for where, kind in KINDS.items()
+        where: sum(entry.size_bytes for entry in found if entry.kind == kind) for where, kind in kinds.items()
     }
-    total = sum(sums.values())
-    shown = ", ".join(f"{human_bytes(size)} of {where}" for where, size in sums.items())
+    total, batches = sum(sums.values()), sum(entry.batches for entry in kept)
+    names = {ENCODED: f"images and prompts in {batches} encoded batches"}
+    shown = ", ".join(f"{human_bytes(size)} of {names.get(where, where)}" for where, size in sums.items())
     output.result(
         {"path": environment().cache, **{f"{where}_bytes": size for where, size in sums.items()},
-         "total_bytes": total},
+         "encoded_batches": batches, "total_bytes": total},
         text=f"{human_bytes(total)} in {environment().cache}: {shown}",
         quiet="total_bytes",
     )  # fmt: skip
 
 
 @cache.command()
-@click.option("--quota", type=SIZE, required=True, help="What may stay, for example 20GB.")
+@click.option("--quota", type=SIZE, help="What may stay of pulls, for example 20GB.")
+@click.option("--encoded", "with_encoded", is_flag=True, help="Also all that trainings encoded.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
-def gc(output: Output, quota: int, dry_run: bool, yes: bool) -> None:
+def gc(output: Output, quota: int | None, with_encoded: bool, dry_run: bool, yes: bool) -> None:
     """Delete what has not been used for longest, until the cache is within the quota.
 
     Never what is pinned, what another process is downloading, or what was used in the last ten minutes.
+    Images and prompts that trainings encoded have a limit of their own, 4 GB, and do not count.
 
     \b
     Examples:
       hubctl cache gc --quota 20GB --dry-run
       hubctl cache gc --quota 0 -y                everything that is not pinned
+      hubctl cache gc --encoded                   what trainings encoded, and no pulls
     """
-    from hubctl.hub.cache import entries, evict, to_evict
+    from hubctl.hub.cache import encoded, entries, evict, forget_encoded, to_evict
     from hubctl.settings import environment
 
+    if quota is None and not with_encoded:
+        raise InputError("neither --quota nor --encoded is given", hint="hubctl cache gc --quota 20GB")
     folder, now = environment().cache, datetime.now(UTC).timestamp()
-    gone = to_evict(entries(folder), quota, now)
+    kept = encoded(folder) if with_encoded else []
+    chosen = to_evict(entries(folder), quota, now) if quota is not None else []
+    gone = [*chosen, *kept]
     if not dry_run and gone:
         if not yes:
             size = human_bytes(sum(entry.size_bytes for entry in gone))
+            what = [f"{len(chosen)} commits"] if chosen else []
+            what += ["what trainings encoded"] if kept else []
+            flags = [f"--quota {quota}"] if quota is not None else []
+            flags += ["--encoded"] if with_encoded else []
             output.confirm(
-                f"Delete {len(gone)} commits, {size}, from {folder}?",
-                hint=f"hubctl cache gc --quota {quota} --yes",
+                f"Delete {' and '.join(what)}, {size}, from {folder}?",
+                hint=f"hubctl cache gc {' '.join(flags)} --yes",
             )
-        gone = evict(folder, quota, now)
+        if quota is not None:
+            gone = [*evict(folder, quota, now), *kept]
+        if kept:
+            forget_encoded(folder)
     _table(output, gone, empty="nothing has to go")
     freed = human_bytes(sum(entry.size_bytes for entry in gone))
     output.note(f"  {freed} {'would be freed' if dry_run else 'freed'}")
     left = sum(entry.size_bytes for entry in entries(folder)) - (
-        sum(entry.size_bytes for entry in gone) if dry_run else 0
+        sum(entry.size_bytes for entry in chosen) if dry_run else 0
     )
-    if left > quota:
+    if quota is not None and left > quota:
         output.warn(f"{human_bytes(left)} stay: pinned, in use, or used in the last ten minutes")
 
 
@@ -158,7 +176,7 @@ def _table(output: Output, found: Sequence[Entry], *, empty: str) -> None:
         [
             {"id": entry.repo_id, "kind": entry.kind, "commit": entry.commit, "size_bytes": entry.size_bytes,
              "used": datetime.fromtimestamp(entry.used_s, UTC), "whole": entry.whole, "pinned": entry.pinned,
-             "path": entry.path}
+             "path": entry.path, **({"batches": entry.batches} if entry.batches else {})}
             for entry in found
         ],
         {"id": "id", "kind": "kind", "commit": "commit", "size_bytes": "size", "used": "used",

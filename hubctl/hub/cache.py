@@ -1,4 +1,4 @@
-"""The cache's commits: what lies there, what is pinned, and what goes when room is needed."""
+"""The cache: its commits, what is pinned, what goes when room is needed; and what trainings encoded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 KINDS = {"adapters": "adapter", "bases": "base"}
+ENCODED = "encoded"
+"""Folder of the images and prompts that trainings encoded; `train.encoded` keeps it within a limit."""
 GRACE_S = 600.0
 """What was asked for this lately may just be being read: pulled, but not loaded yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One commit in the cache, or the beginning of one."""
+    """One commit in the cache, or the beginning of one; or all that trainings encoded."""
 
     kind: str
     repo_id: str
@@ -35,10 +37,12 @@ class Entry:
     pinned: bool
     whole: bool
     """False for what a stopped download left."""
+    batches: int = 0
+    """Of encoded images and prompts; none in a commit."""
 
 
 def entries(cache: Path) -> list[Entry]:
-    """Everything in the cache, the latest used first."""
+    """The commits in the cache, the latest used first."""
     found = []
     for where, kind in KINDS.items():
         for path in (cache / where).glob("*/*/*"):
@@ -58,6 +62,32 @@ def entries(cache: Path) -> list[Entry]:
                     )
                 )
     return sorted(found, key=lambda entry: (-entry.used_s, str(entry.path)))
+
+
+def encoded(cache: Path) -> list[Entry]:
+    """What trainings keep of encoded images and prompts, as one entry, where there is some."""
+    folder = cache / ENCODED
+    files = [path.stat() for path in folder.glob("*.safetensors")]
+    if not files:
+        return []
+    return [
+        Entry(
+            kind="encoded",
+            repo_id="images and prompts",
+            commit="",
+            path=folder,
+            size_bytes=_size(folder),
+            used_s=max(file.st_mtime for file in files),
+            pinned=False,
+            whole=True,
+            batches=len(files),
+        )
+    ]
+
+
+def forget_encoded(cache: Path) -> None:
+    """Delete all of it; a training that runs encodes again what it still looks for."""
+    shutil.rmtree(cache / ENCODED, ignore_errors=True)
 
 
 def matching(found: Sequence[Entry], ref: AdapterRef, cache: Path) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Segmentation: LoRA rows mixed in the backbone, whole heads per group of samples, one forward for all.
+"""Segmentation: LoRA rows mixed, modules that are replaced whole per group of samples, one forward for all.
 
 Shapes: N images in a forward, C classes, h x w logits, H x W pixels as the processor prepared them.
 """

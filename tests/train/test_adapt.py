@@ -9,7 +9,7 @@ from hubctl.errors import InputError
 from hubctl.families import detect_family
 from hubctl.modeling.loading import load_segmenter
 from tests.serve.segmenters import SEGMENTERS, write_segmenter
-from train.adapt import head_name, require_useful_rank, resolve_targets
+from train.adapt import find_head, require_useful_rank, resolve_targets
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_attention_is_the_familys_own_choice(segformer: Any) -> None:
     ]
 
 
-def test_all_linear_leaves_convolutions_and_the_head_alone(segformer: Any) -> None:
+def test_all_linear_leaves_convolutions_and_what_is_trained_whole_alone(segformer: Any) -> None:
     names = resolve_targets(segformer, ("all-linear",), default_targets=(), heads=("decode_head",))
     assert "segformer.stages.0.blocks.0.mlp.fc1" in names
     assert not [name for name in names if "decode_head" in name or "patch_embeddings" in name]
@@ -52,20 +52,40 @@ def test_unknown_names_are_refused_with_near_ones(segformer: Any) -> None:
     assert "q_proj" in (caught.value.hint or "")
 
 
-def test_the_head_is_found(segformer: Any) -> None:
-    assert head_name(segformer) == "decode_head"
+def test_of_a_head_the_last_layer_is_trained_whole_and_the_others_take_lora(segformer: Any) -> None:
+    head = find_head(segformer)
+    assert head.classifier == "decode_head.classifier"
+    assert head.before == [
+        "decode_head.linear_projections.0.proj",
+        "decode_head.linear_projections.1.proj",
+        "decode_head.linear_fuse",
+    ]
     with pytest.raises(InputError, match="has no head to train"):
-        head_name(segformer.segformer)
+        find_head(segformer.segformer)
+
+
+def test_dilated_convolutions_take_no_lora_since_peft_would_not_dilate_them() -> None:
+    model = SEGMENTERS["mobilevit"].model()
+    convolutions = [f"segmentation_head.aspp.convs.{number}.convolution" for number in range(4)]
+    assert [model.get_submodule(name).dilation[0] for name in convolutions] == [1, 6, 12, 18]
+    chosen = resolve_targets(model, ("attention-conv",), default_targets=())
+    for names in (find_head(model).before, chosen):
+        assert [name in names for name in convolutions] == [True, False, False, False]
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_every_kind_of_base_has_a_head_and_layers_for_lora(name: str, tmp_path: Path) -> None:
     base = write_segmenter(tmp_path, name)
     model, kind = load_segmenter(base), SEGMENTERS[name]
-    heads = [head_name(model)]
-    assert heads == [kind.head]
+    head = find_head(model)
+    changed = load_segmenter(base, {0: "a", 1: "b", 2: "c"}).state_dict()
+    of_classes = {n for n, old in model.state_dict().items() if changed[n].shape != old.shape}
+    # Some have a second head, which only helps training.
+    assert {n for n in of_classes if not n.startswith("auxiliary_head.")} == {
+        n for n in changed if n.startswith(f"{head.classifier}.")
+    }
     default = detect_family(base).default_targets
-    targets = resolve_targets(model, ("attention",), default_targets=default, heads=heads)
+    targets = resolve_targets(model, ("attention",), default_targets=default, heads=[head.classifier])
     assert set(targets) <= set(default) & set(kind.targets)
     assert targets
 

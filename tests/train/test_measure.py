@@ -32,7 +32,7 @@ def test_the_plan_tells_what_training_then_takes(
     started = next(event for event in trained.events if isinstance(event, Started))
     assert plan.trainable_parameters == started.trainable_parameters
     weights = next(trained.folder.glob("*.safetensors")).stat().st_size
-    # What the file has besides: its header, and a head's BatchNorm.
+    # What the file has besides: its header.
     assert plan.adapter_bytes <= weights <= plan.adapter_bytes + 16_384
     assert plan.duration_s == pytest.approx(1000 / plan.steps_per_s)
     assert 0 < plan.peak_memory_bytes < plan.memory_bytes

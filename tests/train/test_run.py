@@ -210,12 +210,11 @@ def test_peft_alone_loads_adapter_and_head(trimap: Trained) -> None:
     for module in layout.modules:
         assert f"base_model.model.{module.module}.lora_A.default.weight" in keys
         assert module.scale == 4.0
-    assert {head.module for head in layout.heads} == {"decode_head"}
-    # What BatchNorm counted travels too: without it the head answers something else.
-    assert any("running_mean" in head.name for head in layout.heads)
-    saved = {head.name for head in layout.heads}
-    own = {name for name in base.state_dict() if name.startswith("decode_head.modules_to_save")}
-    assert len(saved) == len(own)
+    assert {head.name for head in layout.heads} == {
+        "decode_head.classifier.weight",
+        "decode_head.classifier.bias",
+    }
+    assert "decode_head.linear_fuse" in {module.module for module in layout.modules}
 
 
 def test_what_is_judged_is_what_is_saved(trimap: Trained, masked: Path) -> None:
@@ -287,7 +286,13 @@ def test_a_head_of_the_same_classes_keeps_what_the_base_learnt(
 def test_the_adapter_knows_its_base_and_classes(trimap: Trained) -> None:
     config = json.loads((trimap.folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(trimap.base)
-    assert config["target_modules"] == ["q_proj", "v_proj"]
+    assert config["target_modules"] == [
+        "decode_head.linear_fuse",
+        "decode_head.linear_projections.0.proj",
+        "decode_head.linear_projections.1.proj",
+        "q_proj",
+        "v_proj",
+    ]
     manifest = read_manifest(trimap.folder)
     assert manifest is not None
     assert manifest.data["labels"] == {"0": "outside", "1": "border", "2": "inside"}

@@ -22,6 +22,7 @@ from torch import nn
 from hubctl.adapter.kohya import clip_path
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
+from hubctl.hub.cache import ENCODED
 from hubctl.modeling.new_tokens import TOKENIZERS, load_new_tokens
 from hubctl.modeling.pipelines import load_pipeline
 from hubctl.modeling.quantize import quantize
@@ -389,7 +390,7 @@ def _store(setup: Setup) -> EncodedStore:
         "dtype": str(setup.frozen_dtype),
         "versions": current_versions(),
     }
-    return EncodedStore(environment().cache / "encoded", facts)
+    return EncodedStore(environment().cache / ENCODED, facts)
 
 
 def _opened(image: Path | Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """segmentation: a class for each pixel, learnt from images with masks.
 
-The base's attention takes LoRA, its head is trained whole; both lie in one adapter that peft loads.
+The base's attention and its head take LoRA, the head's last layer is trained whole; all of it lies in one
+adapter that peft loads.
 Shapes: B images, N classes, H x W pixels (the plan's resolution), h x w logits.
 """
 
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubctl.modeling.loading import load_segmenter
-from train.adapt import head_name, lora_config, require_useful_rank, resolve_targets, trained_in_float32
+from train.adapt import find_head, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.confusion import confusion, labels_at
 from train.dataset import open_image
 from train.masks import IGNORED, MaskData, MaskedImage
@@ -39,7 +40,7 @@ _COLORS = np.array(
 
 
 class Segmentation:
-    """A transformers segmentation model with LoRA in its encoder and a head for the data's classes."""
+    """A transformers segmentation model: LoRA, and a last layer for the data's classes."""
 
     def __init__(self, setup: Setup, data: MaskData) -> None:
         self._setup, self._data = setup, data
@@ -50,16 +51,17 @@ class Segmentation:
         # A new head starts at random; the seed makes it the same each time.
         torch.manual_seed(setup.config.seed)
         model: Any = load_segmenter(setup.base.path, data.labels)
-        heads = [head_name(model)]
-        targets = resolve_targets(
+        head = find_head(model)
+        chosen = resolve_targets(
             model,
             setup.config.targets,
             default_targets=setup.base.family.default_targets,
-            heads=heads,
+            heads=[head.classifier],
         )
+        targets = sorted({*chosen, *head.before})
         plan = setup.plan
         require_useful_rank(model, targets, plan.rank)
-        config = lora_config(setup.config, plan, targets=targets, heads=heads)
+        config = lora_config(setup.config, plan, targets=targets, heads=[head.classifier])
         config.base_model_name_or_path = setup.base.id
         config.revision = setup.base.commit
         self.module: nn.Module = get_peft_model(model.to(setup.frozen_dtype), config)

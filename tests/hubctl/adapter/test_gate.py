@@ -93,6 +93,49 @@ def test_a_real_peft_adapter_passes_only_its_base(
     assert caught.value.hint == "its shapes look like a transformers model: name that base"
 
 
+CLASSIFIER, FUSE = "base_model.model.decode_head.classifier", "base_model.model.decode_head.linear_fuse"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, ""),
+        ({f"{CLASSIFIER}.bias": None}, r"lacks 'decode_head\.classifier\.bias'"),
+        ({f"{CLASSIFIER}.bias": (2,)}, "'decode_head.classifier' has another width"),
+        ({f"{FUSE}.lora_A.weight": (2, 8, 1, 1)}, "'model.decode_head.linear_fuse' is 16x32x1x1 in the base"),
+        ({f"{FUSE}.lora_B.weight": (8, 2, 1, 1)}, "the adapter was made for 8x32x1x1"),
+        ({f"{FUSE}.lora_B.weight": None}, "linear_fuse"),
+    ],
+)  # fmt: skip
+def test_a_head_may_be_part_whole_and_part_lora(
+    segformer: BaseModel, tmp_path: Path, changes: dict[str, tuple[int, ...] | None], problem: str
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import SegformerForSemanticSegmentation
+
+    model = SegformerForSemanticSegmentation.from_pretrained(
+        segformer.path, num_labels=3, ignore_mismatched_sizes=True
+    )
+    config = LoraConfig(
+        r=2, target_modules=["q_proj", "decode_head.linear_fuse"], modules_to_save=["decode_head.classifier"]
+    )
+    get_peft_model(model, config).save_pretrained(tmp_path)
+    (tmp_path / "README.md").unlink()
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    for name, shape in changes.items():
+        del tensors[name]
+        if shape:
+            tensors[name] = torch.zeros(shape)
+    save_file(tensors, weights)
+    if not problem:
+        assert len(gate(tmp_path, segformer).heads) == 2
+        return
+    with pytest.raises(AdapterError, match=problem):
+        gate(tmp_path, segformer)
+
+
 def test_another_base_is_refused_with_what_it_was_made_for(sd: BaseModel, tmp_path: Path) -> None:
     shapes = pair(f"unet.{TO_Q}", ins=16, outs=16) | pair("unet.mid_block.x.attn2.to_k", ins=2048, outs=1280)
     with pytest.raises(AdapterMismatchError) as caught:

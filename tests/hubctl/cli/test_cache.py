@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.adapters import write_adapter, write_base
 from tests.cli import run_cli
+from train.encoded import EncodedStore
 
 if TYPE_CHECKING:
     from tests.registry_server import RegistryServer
@@ -74,6 +76,37 @@ def size_of_third(rows: list[dict[str, object]], third: str) -> int:
     (size_bytes,) = (row["size_bytes"] for row in rows if row["id"] == third)
     assert isinstance(size_bytes, int)
     return size_bytes
+
+
+def test_what_trainings_encoded_is_shown_and_goes_when_asked(pulled: list[Path], home: Path) -> None:
+    folder = home / "cache" / "encoded"
+    store = EncodedStore(folder, {})
+    for name in ("a", "b"):
+        store.get([name], lambda: {"mean": torch.zeros(100)}, torch.device("cpu"))
+    took = size(folder)
+    total = sum(map(size, pulled)) + took
+    shown = run_cli("cache", "du", "--json").json()
+    assert (shown["encoded_bytes"], shown["encoded_batches"], shown["total_bytes"]) == (took, 2, total)
+    assert "images and prompts in 2 encoded batches" in run_cli("cache", "du").out
+    *_, row = run_cli("cache", "list", "--json").json()
+    assert (row["kind"], row["size_bytes"], row["batches"]) == ("encoded", took, 2)
+
+    neither = run_cli("cache", "gc", "-y")
+    assert neither.code == 2
+    assert "neither --quota nor --encoded" in neither.err
+    assert run_cli("cache", "gc", "--quota", "1TB", "-y", "--json").json() == []  # no part of the quota
+    refused = run_cli("cache", "gc", "--encoded")
+    assert refused.code == 2
+    assert "hubctl cache gc --encoded --yes" in refused.err
+    assert [row["kind"] for row in run_cli("cache", "gc", "--encoded", "--dry-run", "--json").json()] == [
+        "encoded"
+    ]
+    assert size(folder) == took
+    (gone,) = run_cli("cache", "gc", "--encoded", "-y", "--json").json()
+    assert gone["size_bytes"] == took
+    assert not folder.exists()
+    assert all(adapter.exists() for adapter in pulled)
+    assert run_cli("cache", "du", "--json").json()["encoded_batches"] == 0
 
 
 def test_an_empty_cache() -> None:

@@ -26,6 +26,7 @@ from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.segment import SegmentEngine
 from tests.serve import reference, segmenters, tiny
 from tests.serve.segmenters import SEGMENTERS, Segmenter
+from train.adapt import find_head
 
 TOLERANCE = 1e-5
 PREFIX = "base_model.model."
@@ -84,6 +85,7 @@ def write_adapters(folder: Path, base: Path, kind: Segmenter) -> Adapters:
         )
         return where, labels
 
+    head = find_head(kind.model())
     return {
         "pet": write("pet", 1, kind.head, labels=PET),
         "five": write("five", 2, *(kind.all_heads or (kind.head,)), rank=8, labels=FIVE),
@@ -92,6 +94,9 @@ def write_adapters(folder: Path, base: Path, kind: Segmenter) -> Adapters:
         # A new last layer alone, and LoRA in the layers of the head that stay the base's.
         "classifier": write(
             "classifier", 5, kind.classifier, targets=(*kind.targets, *kind.beside), labels=PET
+        ),
+        "trained": write(
+            "trained", 6, head.classifier, targets=(*kind.targets[:2], *head.before), rank=8, labels=FIVE
         ),
     }
 
@@ -111,7 +116,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     assert all(engine._core.residency.leases(ref) == 0 for ref in info.resident)
 
 
-NAMES = ["pet", "five", "same-classes", "no-head", "classifier", None]
+NAMES = ["pet", "five", "same-classes", "no-head", "classifier", "trained", None]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,6 +17,7 @@ from tests.train.conftest import run
 from tests.train.test_resume import stopped_at, weights
 from train.config import TrainConfig
 from train.events import Evaluated, Started, StepDone, Warned, Watched
+from train.masks import read_masks
 from train.watch import PATIENCE, Look, best_look, held_out, should_stop, smoothed
 
 
@@ -74,13 +75,13 @@ def test_some_are_held_out_and_never_all(images: int, fraction: float | None, se
     assert held_out(images, fraction, seed) == chosen
 
 
-def noisy_masks(folder: Path, images: int) -> Path:
-    """Pictures whose masks have nothing to do with them: all there is to learn is by heart."""
+def contrary_masks(folder: Path, images: int) -> Path:
+    """Pictures of which those that will be held out mean the opposite of what the others teach."""
     tiny.masked_folder(folder, images=images, classes=2)
-    for number in range(images):
-        random = np.random.default_rng(number)
-        blocks = random.integers(0, 2, (4, 4), np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(blocks).save(folder / "masks" / f"{number}.png")
+    names = [item.path.name for item in read_masks(folder).train]
+    for place in held_out(images, None, seed=0):
+        mask = folder / "masks" / names[place]
+        Image.fromarray(1 - np.asarray(Image.open(mask))).save(mask)
     return folder
 
 
@@ -88,8 +89,8 @@ def noisy_masks(folder: Path, images: int) -> Path:
 def config(tmp_path_factory: pytest.TempPathFactory, segmentation_base: Path) -> TrainConfig:
     folder = tmp_path_factory.mktemp("watch")
     return TrainConfig(
-        task="segmentation", base=str(segmentation_base), data=noisy_masks(folder / "data", 24),
-        output=folder / "out", steps=300, batch_size=8, rank=8, learning_rate=2e-2, sample_every=0,
+        task="segmentation", base=str(segmentation_base), data=contrary_masks(folder / "data", 24),
+        output=folder / "out", steps=300, batch_size=8, rank=8, learning_rate=5e-3, sample_every=0,
         schedule="constant",
     )  # fmt: skip
 

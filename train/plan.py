@@ -68,8 +68,8 @@ class Plan:
     train_text_encoder: bool = False
     text_encoder_lr: float = 0.0
     """Peak rate of the text encoders, where they train."""
-    token_lr: float = 0.0
-    """Peak rate of new tokens' vectors."""
+    token_lr: float = TOKEN_RATE
+    """Peak rate of new tokens' vectors, where there are some."""
     warmup_steps: int
     resolution_px: int
     rank: int

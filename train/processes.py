@@ -31,6 +31,8 @@ from hubctl.settings import export, export_defaults
 from train.config import TrainConfig
 from train.events import Event, StepDone
 
+Train = Callable[..., Generator[Event, None, None]]
+"""`train.run.train`."""
 END_S = 10
 """How long a process may take to clean up behind it before it is killed."""
 LAST_WORDS_S = 1
@@ -62,11 +64,11 @@ class _Member:
 
 
 def train_together(
-    config: TrainConfig, *, fetch_base: FetchBase | None, stop: Callable[[], bool]
+    train: Train, config: TrainConfig, *, fetch_base: FetchBase | None, stop: Callable[[], bool]
 ) -> Generator[Event, None, None]:
-    """The events of a training in `config.processes` processes; see `train.run.train`.
+    """The events of a training in `config.processes` processes, each of which runs `train`.
 
-    `fetch_base` goes along, so it must be a function that can be imported.
+    `train` and `fetch_base` go along, so they must be functions that can be imported.
 
     Raises:
         HubctlError: what a process has found, or that one was lost.
@@ -76,12 +78,12 @@ def train_together(
     members: list[_Member] = []
     asked = False
     try:
-        members.append(_start(0, config, fetch_base, port))
+        members.append(_start(0, train, config, fetch_base, port))
         for event in _events(members):
             if len(members) == 1 < config.processes:
                 # The first has found nothing wrong with the request, and brought the base.
                 for rank in range(1, config.processes):
-                    members.append(_start(rank, config, fetch_base, port))
+                    members.append(_start(rank, train, config, fetch_base, port))
             yield event
             if isinstance(event, StepDone) and not asked and stop():
                 asked = True
@@ -100,7 +102,7 @@ def _free_port() -> int:
 # -- the process that started the others -----------------------------------------------------------
 
 
-def _start(rank: int, config: TrainConfig, fetch_base: FetchBase | None, port: int) -> _Member:
+def _start(rank: int, train: Train, config: TrainConfig, fetch_base: FetchBase | None, port: int) -> _Member:
     count = config.processes
     env = {
         "RANK": str(rank),
@@ -113,7 +115,7 @@ def _start(rank: int, config: TrainConfig, fetch_base: FetchBase | None, port: i
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(
-        target=_run, args=(config, fetch_base, env, theirs), name=f"hubctl-rank-{rank}", daemon=True
+        target=_run, args=(train, config, fetch_base, env, theirs), name=f"hubctl-rank-{rank}", daemon=True
     )
     # A terminal's Ctrl-C goes to all processes in it, but is only for this one. The tracker, which Python
     # starts along with the first process, would lift the block again.
@@ -197,7 +199,9 @@ def _end(members: list[_Member]) -> None:
 # -- a process that trains -------------------------------------------------------------------------
 
 
-def _run(config: TrainConfig, fetch_base: FetchBase | None, env: dict[str, str], pipe: Connection) -> None:
+def _run(
+    train: Train, config: TrainConfig, fetch_base: FetchBase | None, env: dict[str, str], pipe: Connection
+) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # for `interrupt_main`
     os.dup2(2, 1)  # stdout is for the answer, which the other process gives
@@ -207,8 +211,6 @@ def _run(config: TrainConfig, fetch_base: FetchBase | None, env: dict[str, str],
         TORCH_CPP_LOG_LEVEL="ERROR",  # that the first is not there yet
     )
     warnings.filterwarnings("ignore", category=FutureWarning)
-    from train.run import train
-
     rank = int(env["RANK"])
     asked, failed = threading.Event(), threading.Event()
     threading.Thread(target=_listen, args=(pipe, rank, asked, failed), daemon=True).start()

@@ -63,7 +63,7 @@ def train(
             hint=f"accelerate launch --num_processes {config.processes} ..., or leave out --processes",
         )
     if here.count < config.processes:
-        yield from train_together(config, fetch_base=fetch_base, stop=stop)
+        yield from train_together(train, config, fetch_base=fetch_base, stop=stop)
         return
     if here.rank:
         yield from _help(config, fetch_base)

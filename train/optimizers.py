@@ -22,7 +22,9 @@ def open_optimizer(groups: ParameterGroups, config: TrainConfig, plan: Plan) -> 
     """
     rate, decay = plan.learning_rate, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        # A CPU would go through an adapter's many small tensors one by one, ten operations for each.
+        fused = all(p.device.type == "cpu" for group in groups for p in group["params"])
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=fused or None)
     if config.optimizer == "adafactor":
         from transformers.optimization import Adafactor
 

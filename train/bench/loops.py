@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from train.config import TrainConfig
 from train.dataset import CaptionedImage, fitted, open_image
 from train.events import StepDone
+from train.fused import fuse_lora, unfuse_lora
 from train.loop import run_steps
 from train.plan import Plan, batches
 from train.state import State
@@ -47,6 +48,7 @@ def plain_loop(
     scheduler = encoders.scheduler
     kind = scheduler.config.prediction_type
     for indices in batches(len(images), plan.batch_size, plan.steps, 0):
+        unfuse_lora(unet)  # the script has peft's own layers
         unet.train()
         chosen = [images[index] for index in indices]
         arrays = np.stack([fitted(open_image(item.path), (plan.resolution_px,) * 2) for item in chosen])
@@ -73,6 +75,7 @@ def plain_loop(
         rates.step()
         optimizer.zero_grad()
         float(loss.detach())  # what the script logs
+        fuse_lora(unet)
         yield
 
 

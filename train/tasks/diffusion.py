@@ -31,6 +31,7 @@ from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_
 from train.buckets import Size, nearest_bucket
 from train.dataset import fitted, open_image
 from train.encoded import EncodedStore
+from train.fused import fuse_lora
 from train.recipe import current_versions
 from train.tasks.denoisers import DENOISERS, Conditions, no_text
 from train.tasks.grid import draw_looks
@@ -91,6 +92,7 @@ class Diffusion:
             self._prepare_encoders()
             self.module = _Parts(self.denoiser, self.encoders)
         trained_in_float32(self.module)
+        fuse_lora(self.module)
         self.noise = self._kind.noise(self.pipeline.scheduler.config, setup.base.id)
         self.no_text = Texts(
             [""],

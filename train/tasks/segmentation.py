@@ -23,6 +23,7 @@ from hubctl.modeling.loading import load_segmenter
 from train.adapt import find_head, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.confusion import confusion, labels_at
 from train.dataset import open_image
+from train.fused import fuse_lora
 from train.masks import IGNORED, MaskData, MaskedImage
 from train.scores import Scores, best_mapping, mapped, scores
 from train.tasks.grid import draw_looks
@@ -67,6 +68,7 @@ class Segmentation:
         self.module: nn.Module = get_peft_model(model.to(setup.frozen_dtype), config)
         self.module.to(setup.device)
         trained_in_float32(self.module)
+        fuse_lora(self.module)
         self._mean, self._std = normalisation(setup.base.path)
         # Bytes: in float32 thousands of large images would fill the memory of most machines.
         self._pictures = load_pictures([item.path for item in data.train], plan.resolution_px)

@@ -41,6 +41,7 @@ def run_steps(
         InputError: training diverged in spite of smaller rates, or not even one image fits into memory.
     """
     ranks = Ranks(accelerator)
+    training_mode(state.module)
     good = state.capture()
     durations_s: deque[float] = deque(maxlen=SPEED_WINDOW)
     bad = 0
@@ -102,7 +103,8 @@ def _step(
     progress = state.progress
     factor = learning_rate_factor(progress.step, plan.steps, plan.warmup_steps, plan.schedule)
     set_rate(state.optimizer, plan.learning_rate * factor * progress.rate_factor, progress.step)
-    training_mode(state.module)
+    if not state.module.training:  # after somebody has looked; to ask each of a thousand modules takes 2 ms
+        training_mode(state.module)
     state.optimizer.zero_grad()
     own, fits = _gradients(task, accelerator, state, ranks.part(indices))
     losses, all_fit = zip(*ranks.exchange(own, fits), strict=True)

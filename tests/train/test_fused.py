@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from train.fused import fuse_lora, unfuse_lora
+from train.fused import adapts_the_weight, fuse_lora, unfuse_lora
 
 SHAPES = [(5, 12), (2, 7, 12), (2, 3, 4, 12)]
 
@@ -19,7 +19,8 @@ def adapted(dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
     """Two layers with random LoRA, whose scale is not 1."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 8, bias=False)).to(dtype)
-    config = LoraConfig(r=4, lora_alpha=6, target_modules=["0", "1"], init_lora_weights=False, **settings)
+    settings = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, **settings}
+    config = LoraConfig(target_modules=["0", "1"], **settings)
     model: Any = get_peft_model(base, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -51,9 +52,21 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], rt
         torch.testing.assert_close(other[name], value, rtol=rtol, atol=rtol * float(value.abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "rank", "expected"),
+    [((64, 64), 16, True), ((128, 128), 16, True), ((192, 192), 16, False), ((320, 320), 4, False),
+     ((64, 192), 16, True), ((8, 2000), 4, True), ((1280, 1280), 128, False)],
+)  # fmt: skip
+def test_the_weight_is_adapted_where_that_takes_fewer_products(
+    sizes: tuple[int, int], rank: int, expected: bool
+) -> None:
+    assert adapts_the_weight(*sizes, rank) == adapts_the_weight(*sizes[::-1], rank) == expected
+
+
+@pytest.mark.parametrize("rank", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_answers_and_gradients_are_peft_s(shape: tuple[int, ...]) -> None:
-    model, fused = twins()
+def test_answers_and_gradients_are_peft_s(shape: tuple[int, ...], rank: int) -> None:
+    model, fused = twins(r=rank)
     x = torch.randn(shape)
     found = answers(fused, x)
     assert len(found) == 2 + 4

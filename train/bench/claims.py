@@ -1,6 +1,6 @@
 """Claims of three articles, checked on the sample data: `python -m train.bench.claims segmentation|subject`.
 
-segmentation: an adapter beside full fine-tuning of the same base, and beside the transformer that
+segmentation [STEPS [SEED]]: an adapter beside full fine-tuning of the same base, and the transformer that
 https://github.com/dhruvbird/ml-notebooks trains from scratch on Oxford-IIIT Pet; same images, steps, batch.
 subject: five pictures of one animal into a folder, to train DreamBooth on.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps
 from torch import nn
 
 import hubctl
+from hubctl.adapter.header import read_header
 from hubctl.base_models import locate_base
 from hubctl.modeling.loading import load_segmenter
 from train.adapt import training_mode
@@ -66,25 +68,25 @@ class PatchTransformer(nn.Module):
         return logits
 
 
-def compare(steps: int) -> list[dict[str, Any]]:
+def compare(steps: int, seed: int) -> list[dict[str, Any]]:
     """A row for each way to learn the task; from scratch also for as long as the adapter took."""
     data, base = read_masks(ANIMALS), locate_base(BASE)
     mean, std = normalisation(base.path)
     with tempfile.TemporaryDirectory() as scratch:
         config = TrainConfig(
             task="segmentation", base=BASE, data=ANIMALS, output=Path(scratch) / "adapter", steps=steps,
-            hold_out=0, sample_every=0, checkpoint_every=0,
+            seed=seed, hold_out=0, sample_every=0, checkpoint_every=0,
         )  # fmt: skip
         plan = plan_for(config, base)
         started_s = time.perf_counter()
         for _ in train(config):
             pass
         manifest = json.loads((config.output / "hubctl.json").read_text(encoding="utf-8"))
-        weights = next(config.output.glob("*.safetensors")).stat().st_size
+        header = read_header(next(config.output.glob("*.safetensors")))
     rows = [
         {
             "way": "adapter",
-            "parameters": weights // 4,
+            "parameters": sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
             "miou": manifest["metrics"]["miou"],
             "pixel_accuracy": manifest["metrics"]["pixel_accuracy"],
             "seconds": time.perf_counter() - started_s,
@@ -92,25 +94,25 @@ def compare(steps: int) -> list[dict[str, Any]]:
     ]
     full = []
     for rate in FULL_RATES:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model: Any = load_segmenter(base.path, data.labels)
 
         def logits(pictures: torch.Tensor, model: Any = model) -> torch.Tensor:
             return model(pixel_values=(pictures - mean) / std).logits
 
         way = f"full fine-tuning, rate {rate:g}"
-        full.append(_learn(way, model, logits, data, plan, rate, plan.resolution_px))
+        full.append(_learn(way, model, logits, data, plan, rate, plan.resolution_px, seed))
     rows.append(max(full, key=lambda row: row["miou"]))
-    whole = _from_scratch(data, plan)
+    whole = _from_scratch(data, plan, seed)
     in_time = max(1, round(plan.steps * rows[0]["seconds"] / whole["seconds"]))
-    return [*rows, whole, _from_scratch(data, dataclasses.replace(plan, steps=in_time))]
+    return [*rows, whole, _from_scratch(data, dataclasses.replace(plan, steps=in_time), seed)]
 
 
-def _from_scratch(data: MaskData, plan: Plan) -> dict[str, Any]:
-    torch.manual_seed(0)
+def _from_scratch(data: MaskData, plan: Plan, seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
     fresh = PatchTransformer(len(data.labels))
     way = f"transformer from scratch, {plan.steps} steps"
-    return _learn(way, fresh, fresh, data, plan, SCRATCH_RATE, SCRATCH_PX)
+    return _learn(way, fresh, fresh, data, plan, SCRATCH_RATE, SCRATCH_PX, seed)
 
 
 def _learn(
@@ -121,14 +123,15 @@ def _learn(
     plan: Plan,
     rate: float,
     side_px: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Train every parameter on what the adapter is trained on, in the same order, and judge it alike."""
     started_s = time.perf_counter()
     pictures = load_pictures([item.path for item in data.train], side_px)
     masks = torch.stack([_mask(item.classes(), side_px) for item in data.train])
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    generator = torch.Generator().manual_seed(0)
-    for step, indices in enumerate(batches(len(data.train), plan.batch_size, plan.steps, 0)):
+    generator = torch.Generator().manual_seed(seed)
+    for step, indices in enumerate(batches(len(data.train), plan.batch_size, plan.steps, seed)):
         for group in optimizer.param_groups:
             group["lr"] = rate * learning_rate_factor(step, plan.steps, plan.warmup_steps)
         training_mode(model)
@@ -182,8 +185,9 @@ def write_subject(folder: Path) -> None:
 def main() -> None:
     """Print the rows as JSON, or write the pictures."""
     match sys.argv[1:]:
-        case ["segmentation", *steps]:
-            json.dump(compare(int(steps[0]) if steps else 300), sys.stdout, indent=2)
+        case ["segmentation", *numbers]:
+            steps, seed = [*map(int, numbers), *(300, 0)[len(numbers) :]]
+            json.dump(compare(steps, seed), sys.stdout, indent=2)
         case ["subject", folder]:
             write_subject(Path(folder))
         case _:

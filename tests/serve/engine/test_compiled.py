@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.row_pool import Mix, RowPool
 from serve.engine.segment import SegmentEngine
 from tests.serve import reference, segmenters, tiny, tiny_pipelines
+from tests.serve.waiting import until
 
 RANKS = (2, 3, 8, 16)
 
@@ -131,13 +133,19 @@ def test_a_warm_segmenter_compiles_nothing_when_adapters_change(tmp_path: Path) 
         engine.warm_up()
         warm = graphs()
         assert warm == cold + 2  # for one row, and for any other number
-        with ThreadPoolExecutor(3) as pool:
-            made = list(pool.map(engine.logits, requests))
-        assert engine.owner.forwards["model"] < engine.owner.calls["model"]
+        engine.owner.forwards.clear()
+        all_there = threading.Event()
+        with ThreadPoolExecutor(4) as pool:
+            pool.submit(engine.owner.do, lambda: all_there.wait(60))
+            made = [pool.submit(engine.logits, request) for request in requests]
+            until(lambda: len(engine.owner._waiting) == 3, within_s=60)
+            all_there.set()
+        assert engine.owner.forwards["model"] == 1
         assert graphs() == warm
     finally:
         engine.close()
-    for request, logits in zip(requests, made, strict=True):
+    for request, found in zip(requests, made, strict=True):
+        logits = found.result()
         assert (logits - reference.logits(base, request, None)).abs().max() <= 1e-5
 
 

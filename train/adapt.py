@@ -130,8 +130,8 @@ def trained_in_float32(module: nn.Module) -> list[nn.Parameter]:
 def parameter_groups(module: nn.Module, plan: Plan, lora_plus: float) -> list[dict[str, Any]]:
     """What trains, for the optimizer, by its part of the plan's rate: `rate` of each group.
 
-    Text encoders have a rate of their own, and B matrices `lora_plus` times that of their layer; so have new
-    tokens, which train until `until_step`.
+    Text encoders have a rate of their own, and B matrices `lora_plus` times that of their layer. New tokens
+    have one too, and no more of it from `until_step` on.
     """
     groups: dict[tuple[float, int], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

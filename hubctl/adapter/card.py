@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubctl.adapter.new_tokens import NewTokens
+from hubctl.adapter.new_tokens import TOKENIZERS, NewTokens
 from hubctl.errors import AdapterError
 from hubctl.families import Task
 
@@ -225,7 +225,7 @@ def _load_tokens(card: Card) -> str:
         f"names = {json.dumps(card.new_tokens.names)}",
         *(
             f'pipe.load_textual_inversion(vectors["{key}"], token=names, text_encoder=pipe.{component}, '
-            f"tokenizer=pipe.{component.replace('text_encoder', 'tokenizer')})"
+            f"tokenizer=pipe.{TOKENIZERS[component]})"
             for component, key in card.new_tokens.keys.items()
         ),
     ]

@@ -23,6 +23,8 @@ NAMES = "tokens"
 MAX_TOKENS = 64
 KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 """Tensor → the text encoder that it is for."""
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Text encoder → what reads for it, by their names in a pipeline."""
 _OTHERS_END = "_emb.safetensors"
 # Brackets keep a name from being found inside other words.
 _NAME = re.compile(r"<[\w.-]{1,60}>")

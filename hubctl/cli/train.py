@@ -178,6 +178,8 @@ def dreambooth(out: Output, **settings: Any) -> None:
       hubctl train dreambooth --base stable-diffusion-v1-5/stable-diffusion-v1-5 --data me/ \\
           --output me-lora --preset face --instance-prompt "a photo of ohwx person" \\
           --class-prompt "a photo of a person"
+      hubctl train dreambooth --base emoji-64 --data my-dog/ --output my-dog-lora \\
+          --instance-prompt "a photo of <my-dog>" --new-token "<my-dog>=dog"
     """
     _run(out, task="dreambooth", **settings)
 

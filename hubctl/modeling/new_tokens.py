@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hubctl.adapter.new_tokens import read_new_tokens
-
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-"""CLIP → what reads for it, by their names in a pipeline."""
+from hubctl.adapter.new_tokens import TOKENIZERS, read_new_tokens
 
 
 def load_new_tokens(pipeline: Any, folder: Path) -> None:

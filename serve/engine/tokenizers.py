@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hubctl.adapter.new_tokens import TOKENIZERS
 from hubctl.errors import AdapterError, InputError
-from hubctl.modeling.new_tokens import TOKENIZERS
 from serve.engine.residency import Adapter
 
 _SETS = 64

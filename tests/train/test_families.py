@@ -16,6 +16,7 @@ from tests.serve.segmenters import SEGMENTERS, write_segmenter
 from tests.serve.tiny_pipelines import write_pipeline
 from tests.train import tiny
 from tests.train.conftest import run
+from tests.train.samples import TOLERANCE, differ, drawn, first_sample
 from train.config import TrainConfig
 from train.dataset import read_captions
 from train.events import Evaluated, StepDone
@@ -61,8 +62,6 @@ def opened(
 def test_a_family_learns_and_diffusers_alone_draws_the_same(
     tmp_path: Path, captioned: Path, bases: dict[str, Path], kind: str
 ) -> None:
-    from PIL import Image, ImageChops
-
     from hubctl.modeling.pipelines import load_pipeline
 
     trained = run(
@@ -74,16 +73,10 @@ def test_a_family_learns_and_diffusers_alone_draws_the_same(
     metrics = next(event for event in trained.events if isinstance(event, Evaluated)).metrics
     assert metrics["loss_adapter"] < 0.99 * metrics["loss_base"]
     pipeline: Any = load_pipeline(bases[kind], torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(str(trained.folder))
     # What people get by the prompt alone: the trainer's own sample, made from encoded prompts.
-    picture = pipeline(
-        "red apple", height=32, width=32, num_inference_steps=20,
-        guidance_scale=3.5 if kind == "flux" else 5.0, generator=torch.Generator().manual_seed(0),
-    ).images[0]  # fmt: skip
-    sample = Image.open(trained.folder / "samples" / "sample-1.png").convert("RGB")
-    low, high = zip(*ImageChops.difference(picture.convert("RGB"), sample).getextrema(), strict=True)
-    assert max(high) <= 2, (low, high)
+    picture = drawn(pipeline, "red apple", kind)
+    assert differ(picture, first_sample(trained.folder)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])

@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from hubctl.adapter.layout import read_layout
@@ -19,6 +17,7 @@ from hubctl.families import detect_family
 from hubctl.modeling.pipelines import load_pipeline
 from tests.serve.tiny_pipelines import write_pipeline
 from tests.train.conftest import Trained, run
+from tests.train.samples import TOLERANCE, differ, drawn, first_sample
 from tests.train.test_plan import plan
 from train.config import TrainConfig
 from train.evaluation.config import EvalConfig
@@ -64,18 +63,8 @@ def test_words_are_learnt_and_diffusers_alone_draws_the_same(
     assert tokens.names == ("<hat>", "<my.dog>")
     assert tokens.keys.keys() == set(detect_family(base).text_encoders)
     pipeline: Any = load_pipeline(base, torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    asked: dict[str, Any] = {
-        "height": 32, "width": 32, "num_inference_steps": 20,
-        "guidance_scale": 3.5 if kind == "flux" else 5.0,
-    }  # fmt: skip
-
-    def drawn() -> Any:
-        generator = torch.Generator().manual_seed(0)
-        return pipeline(PROMPT, generator=generator, output_type="np", **asked).images[0]
-
     pipeline.load_lora_weights(str(trained.folder))
-    as_letters = drawn()
+    as_letters = drawn(pipeline, PROMPT, kind)
     vectors = load_file(trained.folder / "embeddings.safetensors")
     for key, which in zip(KEYS, ("", "_2"), strict=True):
         if key in vectors:
@@ -85,9 +74,9 @@ def test_words_are_learnt_and_diffusers_alone_draws_the_same(
                 text_encoder=getattr(pipeline, f"text_encoder{which}"),
                 tokenizer=getattr(pipeline, f"tokenizer{which}"),
             )
-    sample = np.asarray(Image.open(trained.folder / "samples" / "sample-1.png").convert("RGB")) / 255
-    assert np.abs(drawn() - sample).max() < 2.5 / 255
-    assert np.abs(drawn() - as_letters).max() > 1e-3  # the words matter, or nothing would be tested
+    picture = drawn(pipeline, PROMPT, kind)
+    assert differ(picture, first_sample(trained.folder)) < TOLERANCE
+    assert differ(picture, as_letters) > 1e-3  # the words matter, or nothing would be tested
 
 
 def test_the_card_says_how_to_load_them(hat: Trained) -> None:

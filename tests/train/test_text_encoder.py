@@ -17,6 +17,7 @@ from hubctl.families import detect_family
 from hubctl.modeling.pipelines import load_pipeline
 from tests.serve.tiny_pipelines import write_pipeline
 from tests.train.conftest import Trained, run
+from tests.train.samples import TOLERANCE, differ, drawn, first_sample
 from tests.train.test_plan import plan
 from train.config import TrainConfig
 from train.events import Evaluated
@@ -24,21 +25,10 @@ from train.events import Evaluated
 DENOISERS = ("sd1", "sdxl", "sd3", "flux")
 
 
-def differ(picture: Any, other: Any) -> int:
-    from PIL import ImageChops
-
-    _, high = zip(
-        *ImageChops.difference(picture.convert("RGB"), other.convert("RGB")).getextrema(), strict=True
-    )
-    return int(max(high))
-
-
 @pytest.mark.parametrize("kind", DENOISERS)
 def test_clip_learns_along_and_diffusers_alone_draws_the_same(
     tmp_path: Path, captioned: Path, kind: str
 ) -> None:
-    from PIL import Image
-
     base = write_pipeline(tmp_path / "base", kind)
     trained = run(
         TrainConfig(
@@ -53,23 +43,13 @@ def test_clip_learns_along_and_diffusers_alone_draws_the_same(
     family = detect_family(base)
     assert changed == set(family.components)
     pipeline: Any = load_pipeline(base, torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    settings: dict[str, Any] = {
-        "height": 32, "width": 32, "num_inference_steps": 20,
-        "guidance_scale": 3.5 if kind == "flux" else 5.0,
-    }  # fmt: skip
-
-    def drawn() -> Any:
-        return pipeline("red apple", generator=torch.Generator().manual_seed(0), **settings).images[0]
-
     pipeline.load_lora_weights(str(trained.folder))
-    picture = drawn()
-    sample = Image.open(trained.folder / "samples" / "sample-1.png")
-    assert differ(picture, sample) <= 2
+    sample = first_sample(trained.folder)
+    assert differ(drawn(pipeline, "red apple", kind), sample) < TOLERANCE
     # The encoder's part matters, or the test would not see it missing.
     for name in family.text_encoders:
         getattr(pipeline, name).disable_adapters()
-    assert differ(drawn(), sample) > 2
+    assert differ(drawn(pipeline, "red apple", kind), sample) > TOLERANCE
 
 
 def test_its_rate_is_its_own_and_the_other_parts_stay_as_they_were(tmp_path: Path, style: Trained) -> None:

@@ -95,7 +95,9 @@ def config(tmp_path_factory: pytest.TempPathFactory, segmentation_base: Path) ->
     )  # fmt: skip
 
 
-def test_learning_by_heart_is_stopped_and_the_best_state_kept(tmp_path: Path, config: TrainConfig) -> None:
+def test_what_makes_held_out_images_worse_is_stopped_and_the_best_state_kept(
+    tmp_path: Path, config: TrainConfig
+) -> None:
     trained = run(dataclasses.replace(config, output=tmp_path / "out"))
     started = next(event for event in trained.events if isinstance(event, Started))
     assert started.images == 22

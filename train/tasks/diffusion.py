@@ -20,10 +20,11 @@ from PIL import Image
 from torch import nn
 
 from hubctl.adapter.kohya import clip_path
+from hubctl.adapter.new_tokens import TOKENIZERS
 from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from hubctl.hub.cache import ENCODED
-from hubctl.modeling.new_tokens import TOKENIZERS, load_new_tokens
+from hubctl.modeling.new_tokens import load_new_tokens
 from hubctl.modeling.pipelines import load_pipeline
 from hubctl.modeling.quantize import quantize
 from hubctl.settings import environment

@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hubctl.adapter.new_tokens import KEYS, NAMES, TOKENS_FILE
+from hubctl.adapter.new_tokens import KEYS, NAMES, TOKENIZERS, TOKENS_FILE
 from hubctl.errors import InputError
-from hubctl.modeling.new_tokens import TOKENIZERS
 
 
 class GrownTable(nn.Module):

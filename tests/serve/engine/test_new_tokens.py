@@ -116,8 +116,8 @@ def test_each_reads_its_own_words_in_one_forward(world: World) -> None:
     if "Flux" not in type(world.engine._template).__name__:
         requests.append(replace(ask, prompt="dog", negative_prompt="a <s0>", seed=6, loras=(world.first,)))
     truths = [world.truth(request) for request in requests]
-    with_words = world.truth(replace(requests[0], prompt="a dog"))
-    assert np.abs(truths[0] - with_words).max() > 0.01  # the words matter, or nothing here would be tested
+    without = world.truth(replace(requests[0], prompt="a dog"))
+    assert np.abs(truths[0] - without).max() > 0.01  # the words matter, or nothing here would be tested
     reference.compare(world.engine, requests, truths)
     owner = world.engine.owner
     assert owner.forwards["text_encoder"] < owner.calls["text_encoder"]
@@ -144,14 +144,12 @@ def test_two_adapters_with_one_word_are_refused(world: World, tmp_path: Path) ->
         world.engine.generate(replace(ask, loras=(world.first, LoraUse(ref=tiny.pinned(other)))))
 
 
-def test_rows_hold_the_words_too_and_come_back(world: World) -> None:
-    before = world.engine.info().rows_free
+def test_rows_hold_the_words_too_and_are_let_go(world: World) -> None:
     ask = ImageRequest(prompt="<s1>", seed=1, width=32, height=32, num_inference_steps=2)
     world.engine.generate(replace(ask, loras=(world.first,)))
     residency = world.engine._core.residency
     assert len(residency._ledger._entries[world.first.ref].rows) == 4 + 2
     assert residency.leases(world.first.ref) == 0
-    assert world.engine.info().rows_free <= before
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import NoReturn
 
 from hubctl.base_models import FetchBase
 from hubctl.errors import HubctlError
@@ -229,9 +230,17 @@ def _run(
         )
         with contextlib.suppress(OSError):  # nobody listens any more
             pipe.send(failure)
-        sys.stderr.flush()
-        # At once: taken down in order, the process group would wait for those that wait for this one.
-        os._exit(1)
+        # Taken down in order, the process group would wait for those that wait for this one.
+        _leave(1)
+    # All that it has made is in its place. Taken down in order, it was once aborted by a library's thread,
+    # which looked as if the training had failed.
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process at once."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _listen(pipe: Connection, rank: int, asked: threading.Event, failed: threading.Event) -> None:

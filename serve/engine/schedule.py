@@ -5,7 +5,8 @@ oldest call decides the group, so no group starves; within it the oldest go firs
 Running at once and letting the next call catch the next forward would be right if calls came evenly; but
 clients that ran together come back together, a moment apart. So there is a bounded wait for those that are
 expected, counted from the end of the last forward: those that it answered are the ones to come. Without it
-two halves would take turns for ever, each waiting while the other runs.
+two halves would take turns for ever, each waiting while the other runs. Clients that arrive together are not
+known before they call; so a client's first call waits for them too, a moment that its forward hardly shows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Waiting:
     """Of one forward of this module."""
     since_s: float
     gather_s: float
-    """How long it may wait for company."""
+    """How long it may wait for clients that are expected."""
+    linger_s: float
+    """How long it may wait for those that nobody knows of yet, from when it came."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,8 +83,10 @@ def choose(
             batch.append(call)
             rows += call.rows
     room = rows < oldest.max_rows and len(batch) == sum(c.group == oldest.group for c in waiting)
-    deadline = max(oldest.since_s, idle_since_s) + oldest.gather_s
-    if room and now_s < deadline and any(expected(client, oldest) for client in thinking):
+    deadline = oldest.since_s + oldest.linger_s
+    if any(expected(client, oldest) for client in thinking):
+        deadline = max(deadline, max(oldest.since_s, idle_since_s) + oldest.gather_s)
+    if room and now_s < deadline:
         return WaitUntil(deadline)
     return Run(tuple(call.ticket for call in batch))
 

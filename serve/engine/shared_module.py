@@ -37,6 +37,9 @@ from serve.engine.threads import compute_with
 MEMORY_CAP_S = 60.0
 """How long a forward that did not fit into memory keeps such forwards small: its cause may pass."""
 
+LINGER_SHARE = 0.1
+"""How long a request's first call waits for others to arrive, as a share of the time that a row takes."""
+
 TURN_S = 0.02
 """How long a request waits for its turn at most, before it goes on beside the others."""
 
@@ -147,7 +150,7 @@ class SharedModule:
     ) -> None:
         self.owner, self.name, self.module, self.shape = owner, name, module, shape
         self._offload = offload
-        self.last_forward_s = float("inf")
+        self.last_forward_s = self.last_row_s = float("inf")
         self.memory = MemoryCap(gauge_of(self.device))
         self._row_caps: dict[Hashable, tuple[int, float]] = {}  # group → most rows, and until when
         self._names = tuple(inspect.signature(getattr(type(module), shape.method)).parameters)[1:]
@@ -242,6 +245,7 @@ class SharedModule:
         method = self.module if self.shape.method == "forward" else getattr(self.module, self.shape.method)
         output = method(**together)
         self.last_forward_s = time.monotonic() - started_s
+        self.last_row_s = self.last_forward_s / sum(rows)
         return parted((torch.stack(output[0]),) if self.shape.listed else output, rows)
 
 
@@ -314,6 +318,7 @@ class Owner:
             max_rows=module.most_rows(group, now_s),
             since_s=now_s,
             gather_s=min(self._max_gather_s, module.last_forward_s / 2),
+            linger_s=0.0 if client.first_group else min(self._max_gather_s, module.last_row_s * LINGER_SHARE),
         )
         call = _Call(client, module, arguments, waiting)
         with self._changed:

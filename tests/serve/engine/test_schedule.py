@@ -18,6 +18,7 @@ def call(
     stage: int = 1,
     max_rows: int = 8,
     gather_s: float = 0.01,
+    linger_s: float = 0.0,
 ) -> Waiting:
     return Waiting(
         ticket=ticket,
@@ -27,6 +28,7 @@ def call(
         max_rows=max_rows,
         since_s=since_s,
         gather_s=gather_s,
+        linger_s=linger_s,
     )
 
 
@@ -79,16 +81,28 @@ def test_who_waited_through_a_forward_waits_for_those_that_it_answered() -> None
     assert choose([call(1)], [client], now_s=5.0, idle_since_s=4.98) == Run((1,))
 
 
+def test_who_has_just_come_waits_a_moment_for_those_that_nobody_knows_of() -> None:
+    new = call(1, since_s=1.0, linger_s=0.004)
+    assert choose([new], [], now_s=1.003, idle_since_s=0.0) == WaitUntil(1.0 + 0.004)
+    assert choose([new], [], now_s=1.004, idle_since_s=0.0) == Run((1,))
+    # Counted from when it came: who has waited through a forward has waited long enough.
+    assert choose([new], [], now_s=1.1, idle_since_s=1.1) == Run((1,))
+    expects_more = choose([new], [Thinking(stage=0, group="text")], now_s=1.003, idle_since_s=0.0)
+    assert expects_more == WaitUntil(1.0 + 0.01)
+
+
 def test_a_full_batch_does_not_wait() -> None:
     client = Thinking(stage=1, group="a")
-    full = [call(i) for i in range(4)]
+    full = [call(i, linger_s=0.005) for i in range(4)]
     assert choose(full, [client], now_s=0.0, idle_since_s=0.0) == Run((0, 1, 2, 3))
     leaves_one_behind = [call(1, rows=5), call(2, rows=5)]
     assert choose(leaves_one_behind, [client], now_s=0.0, idle_since_s=0.0) == Run((1,))
 
 
 _CALLS = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(1, 12), st.floats(0, 1), st.integers(0, 2)),
+    st.tuples(
+        st.sampled_from("abc"), st.integers(1, 12), st.floats(0, 1), st.integers(0, 2), st.floats(0, 1)
+    ),
     min_size=1,
     max_size=20,
 )
@@ -97,17 +111,19 @@ _CLIENTS = st.lists(st.builds(Thinking, stage=st.integers(-1, 2), group=st.sampl
 
 @given(calls=_CALLS, clients=_CLIENTS, now_s=st.floats(1, 2), idle_since_s=st.floats(0, 1))
 def test_every_decision_is_sound(
-    calls: list[tuple[str, int, float, int]], clients: list[Thinking], now_s: float, idle_since_s: float
+    calls: list[tuple[str, int, float, int, float]], clients: list[Thinking], now_s: float, idle_since_s: float
 ) -> None:
     waiting = [
-        call(i, group, rows=rows, since_s=since_s, stage=stage)
-        for i, (group, rows, since_s, stage) in enumerate(calls)
+        call(i, group, rows=rows, since_s=since_s, stage=stage, linger_s=linger_s)
+        for i, (group, rows, since_s, stage, linger_s) in enumerate(calls)
     ]
     oldest = min(waiting, key=lambda c: (c.since_s, c.ticket))
     decision = choose(waiting, clients, now_s=now_s, idle_since_s=idle_since_s)
     if isinstance(decision, WaitUntil):
-        assert now_s < decision.at_s <= max(oldest.since_s, idle_since_s) + oldest.gather_s
-        assert any(expected(client, oldest) for client in clients)
+        gathered_s = max(oldest.since_s, idle_since_s) + oldest.gather_s
+        lingered_s = oldest.since_s + oldest.linger_s
+        comes = any(expected(client, oldest) for client in clients)
+        assert now_s < decision.at_s <= (max(gathered_s, lingered_s) if comes else lingered_s)
         return
     assert isinstance(decision, Run)
     batch = [waiting[ticket] for ticket in decision.tickets]

@@ -111,7 +111,10 @@ _CLIENTS = st.lists(st.builds(Thinking, stage=st.integers(-1, 2), group=st.sampl
 
 @given(calls=_CALLS, clients=_CLIENTS, now_s=st.floats(1, 2), idle_since_s=st.floats(0, 1))
 def test_every_decision_is_sound(
-    calls: list[tuple[str, int, float, int, float]], clients: list[Thinking], now_s: float, idle_since_s: float
+    calls: list[tuple[str, int, float, int, float]],
+    clients: list[Thinking],
+    now_s: float,
+    idle_since_s: float,
 ) -> None:
     waiting = [
         call(i, group, rows=rows, since_s=since_s, stage=stage, linger_s=linger_s)

@@ -44,7 +44,8 @@ class EngineConfig:
     max_decode_rows: int = 8
     """Images decoded at once by the VAE."""
     max_gather_s: float = 0.02
-    """Longest wait for calls that are about to come; never longer than half the last such forward took."""
+    """Longest wait for calls that are about to come; never longer than half the last such forward took, and
+    for clients that nobody knows of yet a tenth of a row's time."""
     max_running: int = 16
     """Requests under way at once; further ones wait."""
     max_queued: int = 256

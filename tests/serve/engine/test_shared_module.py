@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -101,16 +101,6 @@ def test_calls_share_a_forward_and_get_their_own_rows() -> None:
         assert toy.batches == [6]
         assert toy.threads == {"engine-owner"}
         assert (owner.forwards["toy"], owner.calls["toy"]) == (1, 3)
-
-
-def test_a_first_call_waits_for_a_client_that_comes_after_it() -> None:
-    with _owner(max_gather_s=5, max_rows=2) as (owner, toy, shared), ExitStack() as clients:
-        calls = []
-        for _ in range(2):  # the second is not known until the first has called
-            client = clients.enter_context(owner.client((), None))
-            calls.append(owner.submit(client, shared, *shared.prepared((torch.zeros(1, 3), 0), {})))
-        assert all(call.done.wait(10) for call in calls)
-        assert toy.batches == [2]
 
 
 def test_how_long_calls_wait_for_clients_that_nobody_knows_of() -> None:

@@ -68,7 +68,7 @@ class TrainConfig:
     resolution: int | None = None
     """Side of the square training images, in pixels."""
     aspect_buckets: bool = False
-    """text-to-image: train at shapes near the images' own instead of on their middle squares."""
+    """Not for segmentation: train at shapes near the images' own instead of on their middle squares."""
     mixed_precision: MixedPrecision = "auto"
     quantize: Weights = "none"
     """Weights of the frozen denoiser: int8 or fp8 (torchao) take half of half precision's memory, nf4
@@ -231,9 +231,10 @@ class TrainConfig:
                 else "segmentation, whose bases are small"
             )
             raise InputError(f"--quantize changes weights: not with {what}", hint="train without it")
-        if self.aspect_buckets and self.task != "text-to-image":
+        if self.aspect_buckets and self.task == "segmentation":
             raise InputError(
-                f"--aspect-buckets is for text-to-image, not for {self.task}", hint="train without it"
+                "--aspect-buckets is for pictures that are drawn, not for segmentation",
+                hint="train without it",
             )
 
     def _check_text_encoder(self) -> None:

@@ -51,9 +51,11 @@ class CaptionData:
 class SubjectData:
     """Data for dreambooth."""
 
-    images: tuple[Path, ...]
+    train: tuple[Path, ...]
     class_images: tuple[Path, ...]
     sha256: str
+    watched: tuple[Path, ...] = ()
+    """Held out of `train`, to see whether training overfits."""
 
 
 def is_captioned(folder: Path) -> bool:
@@ -90,7 +92,7 @@ def read_subject(folder: Path, class_folder: Path | None = None) -> SubjectData:
     for path in (*images, *class_images):
         open_image(path)
     sha256 = fingerprint(folder, ((path, "") for path in images))
-    return SubjectData(images=images, class_images=class_images, sha256=sha256)
+    return SubjectData(train=images, class_images=class_images, sha256=sha256)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -6,7 +6,7 @@ What is found wrong here is found before torch is imported, but for `open_traini
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.errors import DataError, InputError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from train.state import State
     from train.tasks.task import Setup, Task
 
-T = TypeVar("T")
 Data = CaptionData | MaskData | SubjectData
 
 HUB_TASKS = {
@@ -103,20 +102,11 @@ def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
 
 
 def _hold_out(data: Data, config: TrainConfig) -> Data:
-    """The data with some of the training images set aside to watch, unless it is a subject's few."""
-    if isinstance(data, SubjectData):
-        return data
+    """The data with some of the training images set aside to watch."""
     chosen = held_out(len(data.train), config.hold_out, config.seed)
-    if isinstance(data, CaptionData):
-        train, watched = _parted(data.train, chosen)
-        return dataclasses.replace(data, train=train, watched=watched)
-    pairs, watched_pairs = _parted(data.train, chosen)
-    return dataclasses.replace(data, train=pairs, watched=watched_pairs)
-
-
-def _parted(items: tuple[T, ...], chosen: tuple[int, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    others = tuple(item for place, item in enumerate(items) if place not in chosen)
-    return others, tuple(items[place] for place in chosen)
+    train: Any = tuple(item for place, item in enumerate(data.train) if place not in chosen)
+    watched: Any = tuple(data.train[place] for place in chosen)
+    return dataclasses.replace(data, train=train, watched=watched)
 
 
 def _check_task(config: TrainConfig, base: BaseModel) -> None:

@@ -18,7 +18,6 @@ from hubctl.settings import place
 from train.base_size import native_px
 from train.between import Opened, Stop, looked_after, looks, take_best
 from train.config import TrainConfig
-from train.dataset import SubjectData
 from train.events import (
     Evaluated,
     Event,
@@ -195,10 +194,9 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
         duration_s=opened.clock.elapsed_s(),
         device=str(opened.accelerator.device),
     )
-    watched = 0 if isinstance(data, SubjectData) else len(data.watched)
     recipe = Recipe(
         settings=recipe_settings(config, plan),
-        data={"sha256": data.sha256, "images": task.images + task.held_out_images + watched},
+        data={"sha256": data.sha256, "images": task.images + task.held_out_images + len(data.watched)},
         base={"id": base.id, "commit": base.commit, "sha256": base.sha256},
         versions=opened.facts["versions"],
     )

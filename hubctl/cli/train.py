@@ -110,6 +110,8 @@ def _diffusion(command: F) -> F:
         click.option("--min-snr", type=float, metavar="GAMMA", help="Weigh steps by min(SNR, GAMMA) / SNR."),
         click.option("--noise-offset", type=float, default=0.0, show_default=True,
                      help="For very dark and light images, e.g. 0.05."),
+        click.option("--aspect-buckets", is_flag=True,
+                     help="Train at shapes near the images' own, not on squares."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -132,7 +134,6 @@ def train() -> None:
 @train.command("text-to-image")
 @_common
 @_diffusion
-@click.option("--aspect-buckets", is_flag=True, help="Train at shapes near the images' own, not on squares.")
 @click.option("--caption-dropout", type=float, default=0.05, show_default=True,
               help="Part of the captions left out, so that guidance keeps working.")  # fmt: skip
 def text_to_image(out: Output, **settings: Any) -> None:

@@ -8,6 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubctl.hub.client import Hub
+from hubctl.hub.pull import pull
+from hubctl.refs import AdapterRef
 from hubctl.registry import fsck
 from hubctl.registry.auth import opened
 from hubctl.registry.blobs import FileStore
@@ -76,7 +79,8 @@ def look(registry: RegistryServer) -> None:
 
 
 def pulled(user: User, repo: str, folder: Path) -> None:
-    """What the registry has under the name is the folder, byte by byte."""
-    path = Path(user.run("pull", repo, "-q"))
+    """What the registry has under the name is the folder, byte by byte; asked for without another process."""
+    hub = Hub(user.registry.endpoint, user.token, "local")
+    path = pull(hub, AdapterRef.parse(repo), cache=user.home / "hubctl" / "cache").path
     assert contents(path) == contents(folder)
     assert not [p.name for p in path.parent.iterdir() if p.name.endswith(".part")]

@@ -6,7 +6,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 READ_BYTES = 1 << 16
@@ -33,7 +33,7 @@ class Tap:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            listener.shutdown(socket.SHUT_RDWR)
+            _stop_listening(listener)
 
     def _listen(self, listener: socket.socket) -> None:
         while True:
@@ -41,13 +41,15 @@ class Tap:
                 client, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+            threading.Thread(target=self._connect, args=(client, listener), daemon=True).start()
 
-    def _connect(self, client: socket.socket) -> None:
+    def _connect(self, client: socket.socket, listener: socket.socket) -> None:
         with client:
             try:
                 with socket.create_connection(self._target) as server:
                     self._pass_on(client, server)
+            except ConnectionRefusedError:
+                _stop_listening(listener)  # as its target has: a client is to see nobody, not a broken wire
             except OSError:
                 pass  # one of them was killed
 
@@ -74,3 +76,8 @@ class Tap:
             self.moments += 1
             if self.moments == self._at:
                 self._act()
+
+
+def _stop_listening(listener: socket.socket) -> None:
+    with suppress(OSError):  # it has been stopped already
+        listener.shutdown(socket.SHUT_RDWR)

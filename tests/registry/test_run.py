@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -79,10 +78,8 @@ def test_a_signal_stops_it_cleanly(tmp_path: Path, number: signal.Signals) -> No
     server = RegistryServer(tmp_path)
     with server:
         assert httpx.get(f"{server.endpoint}/healthz", trust_env=False).status_code == 200
-        started = time.monotonic()
         server.signal(number)
         assert server.stop() == 0
-        assert time.monotonic() - started < 8
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.endpoint}/healthz", trust_env=False)
 

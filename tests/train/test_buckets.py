@@ -17,7 +17,8 @@ from tests.train import tiny
 from tests.train.conftest import run
 from train.buckets import bucket_sizes, nearest_bucket
 from train.config import TrainConfig
-from train.events import Evaluated, StepDone
+from train.dataset import open_image
+from train.events import Evaluated, Started, StepDone
 from train.plan import batches
 
 
@@ -106,9 +107,24 @@ def test_latents_have_the_shape_of_their_bucket(tmp_path: Path) -> None:
     assert len(list(task._latents.alike(8, 3))) == 4
 
 
-def test_only_captioned_pictures_have_buckets() -> None:
-    with pytest.raises(InputError, match="--aspect-buckets is for text-to-image"):
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_subject_is_learnt_at_several_shapes_and_its_class_in_squares(tmp_path: Path, kind: str) -> None:
+    base = write_pipeline(tmp_path / "base", kind)
+    trained = run(
         TrainConfig(
-            task="dreambooth", base="b", data=Path("d"), output=Path("o"), instance_prompt="a tok dog",
-            aspect_buckets=True,
-        )  # fmt: skip
+            task="dreambooth", base=str(base), data=shaped_folder(tmp_path / "data"), aspect_buckets=True,
+            output=tmp_path / "out", steps=24, batch_size=2, rank=8, learning_rate=2e-2, resolution=64,
+            sample_every=0, instance_prompt="a tok apple", class_prompt="an apple", num_class_images=3,
+            class_data=tmp_path / "class", hold_out=0.2,
+        )
+    )  # fmt: skip
+    assert {open_image(path).size for path in (tmp_path / "class").glob("*.png")} == {(64, 64)}
+    assert next(event for event in trained.events if isinstance(event, Started)).images == 6
+    metrics = next(event for event in trained.events if isinstance(event, Evaluated)).metrics
+    assert metrics["loss_adapter"] < 0.99 * metrics["loss_base"]
+    assert metrics["class_loss_adapter"] < metrics["class_loss_base"]
+
+
+def test_pictures_with_masks_have_no_buckets() -> None:
+    with pytest.raises(InputError, match="--aspect-buckets is for pictures that are drawn"):
+        TrainConfig(task="segmentation", base="b", data=Path("d"), output=Path("o"), aspect_buckets=True)

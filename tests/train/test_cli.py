@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,37 +96,38 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, style: Trained) -> b
     return (folder / "out" / WEIGHTS).read_bytes()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_training_goes_on_to_the_same_bytes(
-    how: signal.Signals, tmp_path: Path, style: Trained, uninterrupted: bytes
+def stopped(command: list[str], step: int, how: signal.Signals, home: Path) -> tuple[int, list[Any]]:
+    """Start a training, send it the signal when it has done the step: its exit code, and all that it says."""
+    with subprocess.Popen(
+        [*command, "--json"],
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home),
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(json.loads(line) if line.endswith("\n") else None)
+            if said[-1] and (said[-1]["event"], said[-1].get("step")) == ("step_done", step):
+                process.send_signal(how)
+        return process.wait(), said
+
+
+def test_a_training_that_is_stopped_time_and_again_comes_to_the_same_bytes(
+    tmp_path: Path, style: Trained, uninterrupted: bytes
 ) -> None:
     output = tmp_path / "work" / "out"
     output.parent.mkdir()
     command = [*sixty_steps(style.config), "--output", str(output)]
-    with subprocess.Popen(
-        [*command, "--json"],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(tmp_path),
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line).get("step") == 7:
-                break
-        process.send_signal(how)
-        rest = [json.loads(line) for line in process.stdout if line.endswith("\n")]
-        code = process.wait()
-    if how is not signal.SIGKILL:
+    for step, how, words in ((7, signal.SIGINT, []), (22, signal.SIGTERM, ["--resume"])):
+        code, said = stopped([*command, *words], step, how, tmp_path)
         assert code == 130
-        assert rest[-1]["event"] == "stopped"
+        assert said[-1]["event"] == "stopped"
+        assert not output.exists()
+    code, said = stopped([*command, "--resume"], 37, signal.SIGKILL, tmp_path)
+    assert code == -signal.SIGKILL
     assert not output.exists()
-    if how is signal.SIGKILL:
-        refused = subprocess.run(
-            command, text=True, capture_output=True, check=False, env=environment(tmp_path)
-        )
-        assert refused.returncode == 7
-        assert "--resume" in refused.stderr
+    refused = subprocess.run(command, text=True, capture_output=True, check=False, env=environment(tmp_path))
+    assert refused.returncode == 7
+    assert "--resume" in refused.stderr
     done = subprocess.run(
         [*command, "--resume"], text=True, capture_output=True, check=False, env=environment(tmp_path)
     )

@@ -18,6 +18,7 @@ from tests.train.test_resume import stopped_at, weights
 from train.config import TrainConfig
 from train.events import Evaluated, Started, StepDone, Warned, Watched
 from train.masks import read_masks
+from train.prepare import prepare
 from train.watch import PATIENCE, Look, best_look, held_out, should_stop, smoothed
 
 
@@ -129,16 +130,34 @@ def test_without_auto_stop_it_goes_on_but_keeps_the_best(tmp_path: Path, config:
     assert weights(halves.output) == weights(whole.folder)
 
 
-def test_images_are_watched_for_text_to_image_too(tmp_path: Path, diffusion_base: Path) -> None:
+@pytest.mark.parametrize("subject", [False, True], ids=["style", "subject"])
+def test_images_are_watched_for_a_denoiser_too(tmp_path: Path, diffusion_base: Path, subject: bool) -> None:
     data = tiny.captioned_folder(tmp_path / "data", images=10)
     trained = run(
         TrainConfig(
-            task="text-to-image", base=str(diffusion_base), data=data, output=tmp_path / "out", steps=6,
-            batch_size=2, rank=2, sample_every=0, hold_out=0.2,
+            task="dreambooth" if subject else "text-to-image", base=str(diffusion_base), data=data,
+            output=tmp_path / "out", steps=6, batch_size=2, rank=2, sample_every=0, hold_out=0.2,
+            instance_prompt="a tok dog" if subject else None,
         )
     )  # fmt: skip
     watched = [event for event in trained.events if isinstance(event, Watched)]
     assert [event.step for event in watched] == [1, 2, 3, 4, 5, 6]
     assert watched[0].train_loss > 0
+    assert watched[0].held_out_loss > 0
     assert next(event for event in trained.events if isinstance(event, Started)).images == 8
     assert next(event for event in trained.events if isinstance(event, Evaluated)).split == "train"
+    recipe = json.loads((trained.folder / "recipe.lock").read_text())
+    assert recipe["data"]["images"] == 10
+
+
+@pytest.mark.parametrize(("images", "kept_out"), [(19, 0), (20, 2)])
+def test_of_a_subject_with_many_images_some_are_held_out(
+    tmp_path: Path, diffusion_base: Path, images: int, kept_out: int
+) -> None:
+    config = TrainConfig(
+        task="dreambooth", base=str(diffusion_base), data=tiny.captioned_folder(tmp_path / "data", images),
+        output=tmp_path / "out", instance_prompt="a tok dog",
+    )  # fmt: skip
+    data = prepare(config, None).data
+    assert len(data.watched) == kept_out
+    assert {*data.train, *data.watched} == set((tmp_path / "data").glob("*.png"))

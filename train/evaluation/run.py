@@ -127,7 +127,7 @@ def _references(config: EvalConfig, manifest: Manifest | None) -> _Data:
                 hint='say what the pictures show: --prompt "a photo of tok dog"',
             )
         subject = read_subject(config.data)
-        items = tuple(CaptionedImage(path=path, caption=prompt) for path in subject.images)
+        items = tuple(CaptionedImage(path=path, caption=prompt) for path in subject.train)
         sha256, held_out = subject.sha256, False
     chosen = items[:: max(1, len(items) // config.images)][: config.images]
     return _Data(judged=chosen, images=len(chosen), sha256=sha256, held_out=held_out)

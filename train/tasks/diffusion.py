@@ -51,6 +51,9 @@ JUDGED_IMAGES = 32
 JUDGED_TIMESTEPS = 4
 LOSS_NOTE = "`loss_*` is the denoising error of base and adapter on the same noise at the same timesteps."
 
+Encoded = tuple[Latents, Texts]
+"""Images, and what each of them shows."""
+
 
 class _Parts(nn.Module):
     """The denoiser, with the text encoders that train beside it; asked, it is the denoiser."""
@@ -130,11 +133,11 @@ class Diffusion:
     # -- encoding, once --------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Path | Image.Image]) -> Latents:
+    def encode_images(self, images: Sequence[Path | Image.Image], *, buckets: bool = False) -> Latents:
         """Latents of the images' middles at the plan's resolution, square or at shapes near their own."""
         by_size: dict[Size, list[int]] = {}
         for index, image in enumerate(images):
-            by_size.setdefault(self._size(image), []).append(index)
+            by_size.setdefault(self._size(image, buckets), []).append(index)
         parts: dict[int, dict[str, torch.Tensor]] = {}
         for (width, height), indices in by_size.items():
             for start in range(0, len(indices), ENCODE_BATCH):
@@ -153,11 +156,9 @@ class Diffusion:
         mean = [(part["mean"] - shift) * scale for part in encoded]
         return Latents(mean, [p["deviation"] * scale for p in encoded] if "deviation" in encoded[0] else None)
 
-    def _size(self, image: Path | Image.Image) -> Size:
+    def _size(self, image: Path | Image.Image, buckets: bool) -> Size:
         side = self.setup.plan.resolution_px
-        return (
-            nearest_bucket(*_opened(image).size, side) if self.setup.config.aspect_buckets else (side, side)
-        )
+        return nearest_bucket(*_opened(image).size, side) if buckets else (side, side)
 
     def _encode(self, images: Sequence[Path | Image.Image], size: Size) -> dict[str, torch.Tensor]:
         arrays = np.stack([fitted(_opened(image), size) for image in images])
@@ -241,6 +242,13 @@ class Diffusion:
                 )
                 total += float(loss.sum())
         return total / (JUDGED_TIMESTEPS * min(len(latents), count))
+
+    def watch(self, trained: Encoded, watched: Encoded | None) -> tuple[float, float] | None:
+        """Denoising error on the first trained images and on all watched, with the same noise each time."""
+        if watched is None:
+            return None
+        count = len(watched[0])
+        return self.fixed_loss(*trained, count), self.fixed_loss(*watched, count)
 
     # -- looking at it ---------------------------------------------------------------------
 

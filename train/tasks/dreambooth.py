@@ -1,7 +1,8 @@
 """dreambooth: one subject, from a few images and one prompt that names it.
 
 With a class prompt, images of the class are trained along (prior preservation), so that the adapter
-learns the subject without making every member of its class look like it.
+learns the subject without making every member of its class look like it. Class images are squares, as the
+base draws them, also where the subject's images are trained at their own shapes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 from train.config import TrainConfig
 from train.dataset import SubjectData
 from train.tasks.denoisers import join
-from train.tasks.diffusion import LOSS_NOTE, Diffusion
+from train.tasks.diffusion import LOSS_NOTE, Diffusion, Encoded
 from train.tasks.latents import Latents
 from train.tasks.task import Evaluation, Setup
 
@@ -28,18 +29,22 @@ class DreamBooth:
         config = setup.config
         self.diffusion = Diffusion(setup)
         self.module: nn.Module = self.diffusion.module
-        self.images, self.held_out_images = len(data.images), 0
-        self.buckets: Sequence[Hashable] | None = None
-        self.names: Sequence[str] = [path.name for path in data.images]
-        self._latents = self.diffusion.encode_images(data.images)
+        self.images, self.held_out_images = len(data.train), 0
+        self.names: Sequence[str] = [path.name for path in data.train]
         instance_prompt = config.instance_prompt or ""
         self._texts = self.diffusion.texts([instance_prompt])
+        self._latents = self.diffusion.encode_images(data.train, buckets=config.aspect_buckets)
+        self.buckets: Sequence[Hashable] | None = self._latents.shapes if config.aspect_buckets else None
+        self._watched: Encoded | None = None
+        if data.watched:
+            watched = self.diffusion.encode_images(data.watched, buckets=config.aspect_buckets)
+            self._watched = watched, self._texts
         self._prior_weight = config.prior_weight
         self._class_latents: Latents | None = None
         prompts = [instance_prompt]
         if config.class_prompt:
             self._class_texts = self.diffusion.texts([config.class_prompt])
-            class_images: list[Path | Image.Image] = list(data.images)
+            class_images: list[Path | Image.Image] = list(data.train)
             if not setup.measuring:
                 class_images = self._class_images(config, data.class_images)
             self._class_latents = self.diffusion.encode_images(class_images)
@@ -57,16 +62,19 @@ class DreamBooth:
             return self.diffusion.denoising_loss(module, latents, text, generator).mean()
         chosen = torch.randint(0, len(self._class_latents), (size,), generator=generator)
         class_latents = self._class_latents.draw(chosen.tolist(), generator)
-        errors = self.diffusion.denoising_loss(
-            module,
-            torch.cat([latents, class_latents]),
-            join([text, self._class_texts.take(indices)]),
-            generator,
-        )
-        return errors[:size].mean() + self._prior_weight * errors[size:].mean()
+        class_text = self._class_texts.take(indices)
+        if latents.shape == class_latents.shape:
+            both, texts = torch.cat([latents, class_latents]), join([text, class_text])
+            errors = self.diffusion.denoising_loss(module, both, texts, generator)
+            error, class_error = errors[:size].mean(), errors[size:].mean()
+        else:
+            error = self.diffusion.denoising_loss(module, latents, text, generator).mean()
+            class_error = self.diffusion.denoising_loss(module, class_latents, class_text, generator).mean()
+        return error + self._prior_weight * class_error
 
-    def watch(self) -> None:
-        """A subject's few images are all trained on: none is left to watch."""
+    def watch(self) -> tuple[float, float] | None:
+        """Denoising error on images of the subject that are trained on, and on as many that are held out."""
+        return self.diffusion.watch((self._latents, self._texts), self._watched)
 
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid of samples with one more column."""

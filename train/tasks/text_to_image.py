@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from train.dataset import CaptionData
+from train.dataset import CaptionData, CaptionedImage
 from train.tasks.denoisers import replace_where
-from train.tasks.diffusion import LOSS_NOTE, Diffusion
+from train.tasks.diffusion import LOSS_NOTE, Diffusion, Encoded
 from train.tasks.task import Evaluation, Setup
 
 SAMPLES = 4
@@ -25,31 +25,23 @@ class TextToImage:
         self.images, self.held_out_images = len(data.train), len(data.test)
         self.names: Sequence[str] = [item.path.name for item in data.train]
         self._dropout = setup.config.caption_dropout
-        self._latents = self.diffusion.encode_images([item.path for item in data.train])
-        self.buckets: Sequence[Hashable] | None = (
-            self._latents.shapes if setup.config.aspect_buckets else None
-        )
-        captions = [item.caption for item in data.train]
-        self._texts = self.diffusion.texts(captions)
-        self._watched = (
-            (
-                self.diffusion.encode_images([item.path for item in data.watched]),
-                self.diffusion.texts([item.caption for item in data.watched]),
-            )
-            if data.watched
-            else None
-        )
-        self._judged = self._latents, self._texts
-        if data.test:
-            self._judged = (
-                self.diffusion.encode_images([item.path for item in data.test]),
-                self.diffusion.texts([item.caption for item in data.test]),
-            )
-        shown = [item.caption for item in data.test] or captions
+        self._in_buckets = setup.config.aspect_buckets
+        self._trained = self._encode(data.train)
+        self._latents, self._texts = self._trained
+        self.buckets: Sequence[Hashable] | None = self._latents.shapes if self._in_buckets else None
+        self._watched = self._encode(data.watched) if data.watched else None
+        self._judged = self._encode(data.test) if data.test else self._trained
+        shown = [item.caption for item in data.test or data.train]
         every = max(1, len(shown) // SAMPLES)
         self.prompts: Sequence[str] = setup.config.sample_prompts or tuple(shown[::every][:SAMPLES])
         self._shown = self.diffusion.texts(self.prompts)
         self.diffusion.release_encoders()
+
+    def _encode(self, items: Sequence[CaptionedImage]) -> Encoded:
+        return (
+            self.diffusion.encode_images([item.path for item in items], buckets=self._in_buckets),
+            self.diffusion.texts([item.caption for item in items]),
+        )
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         """Mean denoising error."""
@@ -61,14 +53,8 @@ class TextToImage:
         return self.diffusion.denoising_loss(module, latents, text, generator).mean()
 
     def watch(self) -> tuple[float, float] | None:
-        """Denoising error on the first training images and on the watched, with the same noise each time."""
-        if self._watched is None:
-            return None
-        count = len(self._watched[0])
-        return (
-            self.diffusion.fixed_loss(self._latents, self._texts, count),
-            self.diffusion.fixed_loss(*self._watched, count),
-        )
+        """Denoising error on training images and on as many watched."""
+        return self.diffusion.watch(self._trained, self._watched)
 
     def sample(self, step: int, folder: Path) -> Path:
         """Redraw the grid of samples with one more column."""

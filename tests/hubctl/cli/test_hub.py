@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -148,11 +147,9 @@ def test_a_dead_registry(tmp_path: Path, home: Path) -> None:
     base = write_base(tmp_path / "base")
     adapter = write_adapter(tmp_path / "a", str(base))
     for words in (("push", adapter), ("pull", "a/b"), ("list",), ("show", "a/b"), ("whoami",)):
-        start = time.monotonic()
         ran = run_cli(*words, HUBCTL_TOKEN="some-token")
         assert ran.code == 8, ran.err
         assert "cannot reach dead (http://127.0.0.1:9)" in ran.err
-        assert time.monotonic() - start < 5
     assert not list(home.rglob("*.safetensors"))
 
 

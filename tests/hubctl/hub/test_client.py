@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 REF = AdapterRef("alice/line-art")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 DEAD = "http://127.0.0.1:9"  # nobody listens on the discard port
+ONE_LISTING_RETRIED_S = 25  # what huggingface_hub alone takes to give up, and more
 
 
 def test_a_dead_registry_is_reported_at_once(tmp_path: Path) -> None:
     dead = Hub(DEAD, "some-token", "local")
     base = write_base(tmp_path / "base")
+    start = time.monotonic()
     for call in (
         dead.whoami,
         lambda: dead.repo_info(REF),
@@ -46,11 +48,10 @@ def test_a_dead_registry_is_reported_at_once(tmp_path: Path) -> None:
         lambda: pull(dead, REF, cache=tmp_path / "cache"),
         lambda: push(dead, write_adapter(tmp_path / "a", str(base)), "alice/a"),
     ):
-        start = time.monotonic()
         with pytest.raises(UnavailableError, match=r"cannot reach local \(http://127\.0\.0\.1:9\)") as caught:
             call()
-        assert time.monotonic() - start < 5
         assert "hubctl registry serve" in str(caught.value.hint)
+    assert time.monotonic() - start < ONE_LISTING_RETRIED_S
 
 
 @pytest.mark.parametrize(

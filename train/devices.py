@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import threading
 from datetime import timedelta
 
 import torch
@@ -12,6 +13,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import check_cuda_p2p_ib_support
+from tqdm import tqdm
 
 from hubctl.errors import InputError
 from hubctl.settings import Place, export_defaults, place
@@ -89,3 +91,6 @@ def quiet_libraries() -> None:
     # peft imports torchao where it is installed, which tells of kernels that are not built for this torch.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Its own lock is the system's. Processes that leave at once, as those of `train.processes`, would leave
+    # it behind, and Python would say so.
+    tqdm.set_lock(threading.RLock())

@@ -7,7 +7,8 @@ Every layer that LoRA can change gets a slot: a range of columns in two tensors 
 so that loading an adapter of rank r fills r rows of each, and activating it is an index: in a forward each
 sample has a list of R row ids and scales, padded with row 0. The layers stay what they are: the sum is done
 in forward hooks, so module paths, classes and weights do not change. What a layer gathers of the pool is kept
-while the same requests come back together, as the steps of a denoising loop do.
+while the same requests come back together, as the steps of a denoising loop do; small layers on a CPU keep a
+weight for each sample instead (`RowPool._adapts`).
 
 `write` may be called from any thread for rows that no forward uses; `mixed` belongs to the owner thread.
 """
@@ -26,10 +27,20 @@ import torch
 from torch import nn
 
 from hubctl.adapter.names import current_name, renames
-from serve.engine.lora_layers import DORA_ROWS, Add, Gathered, dora_gain, kind_of, put_tokens
+from serve.engine.lora_layers import (
+    DORA_ROWS,
+    Add,
+    Gathered,
+    adapted_linear,
+    adapted_weight,
+    dora_gain,
+    kind_of,
+    put_tokens,
+)
 
 _ALIGN = 16  # columns: every slot starts where wide loads can
 _WIDTHS = (4, 8, 16, 32, 64, 128, 256)
+_SMALL = 1 << 17  # numbers of a weight: one for each of eight samples stays in a processor's cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +161,7 @@ class RowPool:
         """Of the forward that is running; owner thread only."""
         self.row_by_row = False
         """Make a mix even where nobody uses an adapter, with a sample for every row: for compiled graphs."""
+        self._answer: torch.Tensor | None = None  # of the layer that is running
         # By row: the slots where it may not be zero.
         self._filled: list[frozenset[Slot]] = [frozenset()] * total_rows
         self._last: tuple[tuple[tuple[Uses, int], ...], Mix | None] = (), None
@@ -165,6 +177,8 @@ class RowPool:
                 self.slots[name] = slot = Slot(len(self.slots), name, layer, a, b)
                 a_end = math.ceil(a.stop / _ALIGN) * _ALIGN
                 b_end = math.ceil(b.stop / _ALIGN) * _ALIGN
+                if isinstance(layer, nn.Linear):
+                    layer.register_forward_pre_hook(self._hook_before(slot))
                 layer.register_forward_hook(self._hook(slot, kind.add))
             if first_new := (vocabularies or {}).get(component):
                 self._hook_tokens(component, root, first_new)
@@ -209,7 +223,7 @@ class RowPool:
         try:
             yield
         finally:
-            self.mix = None
+            self.mix = self._answer = None
 
     def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
         if not self.row_by_row and not any(uses for uses, _ in calls):
@@ -265,9 +279,43 @@ class RowPool:
             mix = self.mix
             if mix is None or slot.index not in mix.layers:
                 return None
+            if self._answer is not None:
+                y, self._answer = self._answer, None
+                return y
             return add(layer, args[0], y, self._gathered(slot, mix, len(y)))
 
         return hook
+
+    def _hook_before(self, slot: Slot) -> Any:
+        """Where samples have weights of their own, answer with these, and leave the layer nothing to do."""
+
+        def hook(layer: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
+            mix, (x,) = self.mix, args
+            if mix is None or slot.index not in mix.layers or not self._adapts(slot, mix, x):
+                return None
+            gathered = self._gathered(slot, mix, len(x))
+            if gathered.weight is None:
+                gathered.weight = adapted_weight(layer, gathered.a, gathered.b)
+            self._answer = adapted_linear(layer, x, gathered.weight)
+            return (x[:0],)
+
+        return hook
+
+    def _adapts(self, slot: Slot, mix: Mix, x: torch.Tensor) -> bool:
+        """Whether each sample gets its own weight, which is kept as long as the mix is.
+
+        That saves the layer two small products each time, but is itself as much as they are: so it is for
+        loops, from their second forward on. It would round the change to half precision, and a GPU has little
+        memory to spare: so it is for float32 on a CPU, where a weight is small, and reading it is little
+        beside the layer's input and output.
+        """
+        weight: Any = slot.layer.weight
+        if not mix.gathered or slot.index not in mix.gathered or mix.dora is not None:
+            return False
+        if type(weight) is not nn.Parameter or not x.is_cpu or {x.dtype, weight.dtype} != {torch.float32}:
+            return False
+        tokens = x.numel() // x.shape[-1] // len(mix.rows)
+        return weight.numel() <= min(_SMALL, 4 * tokens * sum(weight.shape))
 
     def _hook_tokens(self, component: str, encoder: nn.Module, first: int) -> None:
         """Let the table of tokens of `encoder` take numbers from `first` on for the samples' own tokens."""

@@ -23,6 +23,7 @@ from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.layer_shapes import LayerShapes
 from hubctl.adapter.layout import CONFIG_PEFT, AdapterLayout, read_config
 from hubctl.adapter.metadata import StatedBase, TriggerWords, stated_bases, trigger_words
+from hubctl.adapter.new_tokens import is_tokens_file, read_new_tokens
 from hubctl.adapter.values import Values, look_at_values, number_in
 from hubctl.errors import AdapterError
 
@@ -71,6 +72,8 @@ class Inspection:
     values: Values | None
     """None when they were not looked at."""
     trigger_words: tuple[TriggerWords, ...]
+    new_tokens: tuple[str, ...]
+    """Words of its own, whose vectors lie in a file beside the weights."""
     base_stated: tuple[StatedBase, ...]
     base_shapes: str | None
     """The family that names and widths of the layers point to."""
@@ -100,6 +103,7 @@ def inspect_adapter(
     config = read_config(config_file) if config_file.is_file() else None
     found = recognise(header, config)
     layout, refusal = _layout(weights, found)
+    new_tokens, tokens_refusal = _new_tokens(weights.parent, beside)
     values = look_at_values(weights, header, found.layers) if look else None
     reports = _layers(found, layout, header, weights if look else None, config or {})
     stated = stated_bases(header.metadata, card or {}, manifest or {}, config or {})
@@ -107,7 +111,7 @@ def inspect_adapter(
     alphas = found.alphas
     numbers = [tensor for key, tensor in header.tensors.items() if key not in alphas]
     oddities = find_oddities(
-        found, header, values, stated=stated, family=family, beside=beside, refusal=refusal
+        found, header, values, stated=stated, family=family, beside=beside, refusal=refusal or tokens_refusal
     )
     with weights.open("rb") as file:
         header_bytes = 8 + int.from_bytes(file.read(8), "little")
@@ -118,7 +122,7 @@ def inspect_adapter(
         dialect=found.dialect,
         dialect_title=DIALECTS[found.dialect],
         kinds=dict(found.kinds.most_common()),
-        served=layout is not None and not (values and values.non_finite),
+        served=layout is not None and not tokens_refusal and not (values and values.non_finite),
         components=dict(sorted(Counter(layer.component for layer in found.layers).items())),
         modules=len(found.layers),
         convolutions=sum(layer.conv for layer in found.layers),
@@ -131,6 +135,7 @@ def inspect_adapter(
         scales=tuple(sorted({round(r.scale, 6) for r in reports if r.scale is not None})),
         values=values,
         trigger_words=trigger_words(header.metadata, card or {}, manifest or {}),
+        new_tokens=new_tokens,
         base_stated=stated,
         base_shapes=family,
         warnings=oddities,
@@ -158,6 +163,17 @@ def _layout(weights: Path, found: Recognised) -> tuple[AdapterLayout | None, str
         return gate_headers(weights), ""
     except AdapterError as error:
         return None, error.message
+
+
+def _new_tokens(folder: Path, beside: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """The names of the adapter's new tokens, or why the gate refuses them."""
+    if not any(is_tokens_file(name) for name in beside):
+        return (), ""
+    try:
+        found = read_new_tokens(folder)
+    except AdapterError as error:
+        return (), error.message
+    return found.names if found else (), ""
 
 
 def _layers(

@@ -29,7 +29,7 @@ SHOWN_LAYERS = 20
 @json_option
 @click.pass_obj
 def inspect(output: Output, what: str, file: str | None, every_layer: bool, remote: str | None) -> None:
-    """Show what an adapter is: dialect, layers, ranks, scale, base, trigger words, and what looks wrong.
+    """Show what an adapter is: dialect, layers, ranks, scale, base, its words, and what looks wrong.
 
     ADAPTER is a folder or weights file, OWNER/NAME[@REV] on a registry, or the address of a file there. Every
     dialect is read, also those that hubctl does not serve. Of an adapter on a registry only the header comes
@@ -219,6 +219,7 @@ def _facts(source: Source, report: Inspection) -> dict[str, Any]:
         "base stated": "; ".join(f"{one.base} ({one.source})" for one in report.base_stated) or None,
         "base by shapes": TITLES[report.base_shapes] if report.base_shapes else "not told by them",
         "trigger words": "; ".join(f"{one.words} ({one.source})" for one in report.trigger_words) or None,
+        "new tokens": ", ".join(report.new_tokens) or None,
     }
 
 

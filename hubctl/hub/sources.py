@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hubctl.adapter.card import read_card_data
 from hubctl.adapter.gate import PICKLES, refuse_unsafe_files
 from hubctl.adapter.layout import CONFIG_PEFT, find_weights
+from hubctl.adapter.new_tokens import is_tokens_file
 from hubctl.adapter.package import MANIFEST, read_manifest
 from hubctl.errors import AdapterError, InputError, NotFoundError
 from hubctl.hub.headers import hollow_folder
@@ -102,7 +103,8 @@ def _remote(hub: Hub, ref: AdapterRef, file: str | None) -> Iterator[Source]:
     info = hub.repo_info(ref)
     weights = _weights(info, file)
     config = str(PurePosixPath(weights).with_name(CONFIG_PEFT))
-    with hollow_folder(hub, info, [config, MANIFEST], [weights]) as folder:
+    tokens = (name for name in info.files if "/" not in name and is_tokens_file(name) and name != weights)
+    with hollow_folder(hub, info, [config, MANIFEST], [weights, *tokens]) as folder:
         manifest = read_manifest(folder)
         yield Source(
             name=f"{info.repo_id}@{info.commit[:12]}",

@@ -177,7 +177,7 @@ class RowPool:
                 self.slots[name] = slot = Slot(len(self.slots), name, layer, a, b)
                 a_end = math.ceil(a.stop / _ALIGN) * _ALIGN
                 b_end = math.ceil(b.stop / _ALIGN) * _ALIGN
-                if isinstance(layer, nn.Linear):
+                if type(layer).forward is nn.Linear.forward:
                     layer.register_forward_pre_hook(self._hook_before(slot))
                 layer.register_forward_hook(self._hook(slot, kind.add))
             if first_new := (vocabularies or {}).get(component):
@@ -290,10 +290,10 @@ class RowPool:
         """Where samples have weights of their own, answer with these, and leave the layer nothing to do."""
 
         def hook(layer: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
-            mix, (x,) = self.mix, args
-            if mix is None or slot.index not in mix.layers or not self._adapts(slot, mix, x):
+            mix = self.mix
+            if mix is None or slot.index not in mix.layers or not self._adapts(slot, mix, args[0]):
                 return None
-            gathered = self._gathered(slot, mix, len(x))
+            x, gathered = args[0], self._gathered(slot, mix, len(args[0]))
             if gathered.weight is None:
                 gathered.weight = adapted_weight(layer, gathered.a, gathered.b)
             self._answer = adapted_linear(layer, x, gathered.weight)

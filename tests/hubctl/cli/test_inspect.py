@@ -68,6 +68,14 @@ def test_inspect_tells_people_and_programs(tmp_path: Path) -> None:
     assert run_cli("inspect", folder, "-q").out == "diffusers\n"
 
 
+def test_inspect_names_new_tokens(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", "acme/base")
+    assert "new tokens      -\n" in run_cli("inspect", folder).out
+    (folder / "embeddings.safetensors").write_bytes(weights({"clip_l": (2, 16)}))
+    assert "new tokens      <s0>, <s1>\n" in run_cli("inspect", folder).out
+    assert run_cli("inspect", folder, "--json").json()["new_tokens"] == ["<s0>", "<s1>"]
+
+
 def test_what_is_not_served_is_inspected_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "style.safetensors"
     path.write_bytes(

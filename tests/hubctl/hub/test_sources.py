@@ -91,6 +91,30 @@ def test_card_config_and_neighbours_come_along(
     assert [finding.code for finding in report.warnings] == ["pickle"]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "found", "served", "warned"),
+    [
+        ({}, ("<s0>", "<s1>"), True, []),
+        ({"tokens": '["<my-dog>", "<hat>"]'}, ("<my-dog>", "<hat>"), True, []),
+        ({"tokens": '["<my-dog>"]'}, (), False, ["refused"]),
+    ],
+    ids=["unnamed", "named", "misnamed"],
+)
+def test_new_tokens_are_named_here_and_there(
+    registry: RegistryServer, api: HfApi, repo: str, tmp_path: Path,
+    metadata: dict[str, str], found: tuple[str, ...], served: bool, warned: list[str],
+) -> None:  # fmt: skip
+    folder = diffusers_folder(tmp_path / "a", layers(1), {"unet.r": 8, "unet.lora_alpha": 4})
+    (folder / "x_emb.safetensors").write_bytes(weights({"clip_l": (2, 16)}, metadata=metadata))
+    (folder / "README.md").write_text("---\nbase_model: acme/net\n---\n")
+    api.upload_folder(folder_path=folder, repo_id=repo)
+    for what in (str(folder), repo):
+        with open_adapter(what, lambda: Hub(registry.endpoint, None, "local")) as source:
+            report = inspect_adapter(source.weights, card=source.card, beside=source.beside, look=False)
+        assert (report.new_tokens, report.served) == (found, served)
+        assert [finding.code for finding in report.warnings] == warned
+
+
 def test_an_address_names_endpoint_revision_and_file(
     registry: RegistryServer, api: HfApi, repo: str, tmp_path: Path
 ) -> None:

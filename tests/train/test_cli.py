@@ -117,12 +117,12 @@ def test_a_training_that_is_stopped_time_and_again_comes_to_the_same_bytes(
     output = tmp_path / "work" / "out"
     output.parent.mkdir()
     command = [*sixty_steps(style.config), "--output", str(output)]
-    for step, how, words in ((7, signal.SIGINT, []), (22, signal.SIGTERM, ["--resume"])):
+    for step, how, words in ((7, signal.SIGINT, []), (13, signal.SIGTERM, ["--resume"])):
         code, said = stopped([*command, *words], step, how, tmp_path)
         assert code == 130
         assert said[-1]["event"] == "stopped"
         assert not output.exists()
-    code, said = stopped([*command, "--resume"], 37, signal.SIGKILL, tmp_path)
+    code, said = stopped([*command, "--resume"], 23, signal.SIGKILL, tmp_path)
     assert code == -signal.SIGKILL
     assert not output.exists()
     refused = subprocess.run(command, text=True, capture_output=True, check=False, env=environment(tmp_path))

@@ -104,6 +104,7 @@ def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
 def _hold_out(data: Data, config: TrainConfig) -> Data:
     """The data with some of the training images set aside to watch."""
     chosen = held_out(len(data.train), config.hold_out, config.seed)
+    # Any: of whatever kind this data's items are.
     train: Any = tuple(item for place, item in enumerate(data.train) if place not in chosen)
     watched: Any = tuple(data.train[place] for place in chosen)
     return dataclasses.replace(data, train=train, watched=watched)

@@ -48,7 +48,7 @@ class Source:
 def open_adapter(what: str, connect: Callable[[], Hub], *, file: str | None = None) -> Iterator[Source]:
     """Open the adapter `what`: a path, `owner/name[@revision]`, or an address; `file` picks its weights.
 
-    Of an adapter on a registry only the header is read, and small files of settings. `connect` is called for
+    Of an adapter on a registry only headers are read, and small files of settings. `connect` is called for
     a name, not for a path or an address.
 
     Raises:

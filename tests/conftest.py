@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.device import DEVICE
+
 if TYPE_CHECKING:
     from tests.registry_server import RegistryServer
 
@@ -24,6 +26,9 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hubctl-tests-hf-")
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for _name in ("HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
+
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # A shell starts background jobs with SIGINT ignored, and every child inherits that: a test that
 # interrupts one would wait for ever.

@@ -27,8 +27,8 @@ ends them when one of them is lost, so that no shorter limit is needed."""
 def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torch.dtype]:
     """An accelerator on this machine's device, and the precision of the frozen base on it.
 
-    A GPU computes in half precision and keeps the frozen base so; a CPU keeps float32 unless told
-    otherwise, since most have no faster half precision. Of several processes each has a GPU of its own; the
+    In half precision the frozen base is kept so too. A GPU takes it by itself, a CPU only when told to,
+    since most have no faster half precision. Of several processes each has a GPU of its own; the
     first call waits until all of them have come so far.
 
     Raises:
@@ -49,7 +49,7 @@ def open_accelerator(mixed_precision: MixedPrecision) -> tuple[Accelerator, torc
         _meet(here, on_gpu=on_gpu)
     accelerator = Accelerator(mixed_precision=chosen, cpu=here.count > 1 and not on_gpu)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return accelerator, half.get(chosen, torch.float32) if on_gpu else torch.float32
+    return accelerator, half.get(chosen, torch.float32)
 
 
 def _meet(here: Place, *, on_gpu: bool) -> None:

@@ -22,6 +22,7 @@ from hubctl.modeling.loading import load_segmenter
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, SegmentRequest
 from serve.engine.schedulers import SCHEDULERS
+from tests.device import DEVICE
 from tests.serve import tiny
 
 TOLERANCE = 1e-4
@@ -88,9 +89,9 @@ def _pipeline(base: Path, task: str, controlnet: Path | None) -> Any:
         "inpaint": diffusers.AutoPipelineForInpainting,
     }[task]
     if not controlnet:
-        return tiny.load_pipeline(base, loader)
+        return tiny.load_pipeline(base, loader).to(DEVICE)
     model = diffusers.AutoModel.from_pretrained(str(controlnet), dtype=torch.float32)
-    return tiny.load_pipeline(base, loader, controlnet=model)
+    return tiny.load_pipeline(base, loader, controlnet=model).to(DEVICE)
 
 
 def _own_scheduler(base: Path) -> Any:
@@ -116,11 +117,11 @@ def compare(engine: ImageEngine, requests: Sequence[ImageRequest], truths: Seque
 
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:
     """Logits (C, h, w) as a peft user gets them for the whole image."""
-    model = load_segmenter(base, labels).eval()
+    model = load_segmenter(base, labels).eval().to(DEVICE)
     if request.adapter:
         model = PeftModel.from_pretrained(model, tiny.fetch(request.adapter.ref)).eval()
     processor = AutoImageProcessor.from_pretrained(base, backend="pil", do_center_crop=False, do_pad=False)
     pixels = processor(images=request.image, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        found: torch.Tensor = model(pixel_values=pixels).logits[0]
+        found: torch.Tensor = model(pixel_values=pixels.to(DEVICE)).logits[0].cpu()
     return found

@@ -17,10 +17,20 @@ from torch import nn
 
 from hubctl.families import detect_family
 from hubctl.refs import PinnedRef
+from serve.engine.config import EngineConfig
+from tests.device import DEVICE
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT = ("q_proj", "v_proj")
 CONVOLUTIONS = ("conv_in", "conv1", "conv2", "proj_in", "conv_shortcut", "time_emb_proj")
+
+# A GPU would round what convolutions multiply to 10 bits, and batches of other sizes in other ways.
+torch.backends.cudnn.allow_tf32 = False
+
+
+def engine_config(**settings: Any) -> EngineConfig:
+    """Settings of an engine that computes where the references do, as exactly."""
+    return EngineConfig(**{"device": DEVICE, "dtype": "float32"} | settings)
 
 
 def load_pipeline(base: Path, loader: Any = DiffusionPipeline, **components: Any) -> Any:

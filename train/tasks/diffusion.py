@@ -266,14 +266,15 @@ class Diffusion:
                 if self._kind.negative:
                     away = self._cast(self.no_text.take([0] * len(batch)))
                     settings |= {f"negative_{name}": value for name, value in away.items()}
-                pictures += self.pipeline(
-                    height=side,
-                    width=side,
-                    num_inference_steps=SAMPLE_STEPS,
-                    guidance_scale=self._kind.guidance,
-                    generator=[torch.Generator().manual_seed(seed + place) for place in batch],
-                    **settings,
-                ).images
+                with self._encoders_aside():
+                    pictures += self.pipeline(
+                        height=side,
+                        width=side,
+                        num_inference_steps=SAMPLE_STEPS,
+                        guidance_scale=self._kind.guidance,
+                        generator=[torch.Generator().manual_seed(seed + place) for place in batch],
+                        **settings,
+                    ).images
         self.module.train(was_training)
         return pictures
 
@@ -371,6 +372,19 @@ class Diffusion:
                 part.enable_adapters()
             for table in self._tables():
                 table.learnt = True
+
+    @contextmanager
+    def _encoders_aside(self) -> Iterator[None]:
+        """Without text encoders a pipeline computes in its denoiser's precision, not in their float32."""
+        names = self.setup.base.family.text_encoders + self._kind.large_encoders
+        encoders = {name: getattr(self.pipeline, name, None) for name in names}
+        for name in encoders:
+            setattr(self.pipeline, name, None)
+        try:
+            yield
+        finally:
+            for name, encoder in encoders.items():
+                setattr(self.pipeline, name, encoder)
 
     # -- the file --------------------------------------------------------------------------
 

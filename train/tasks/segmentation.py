@@ -184,7 +184,8 @@ class Segmentation:
     def _predict(self, model: Any, paths: Sequence[Path]) -> torch.Tensor:
         model.eval()
         pictures = load_pictures(paths, self._setup.plan.resolution_px).float() / 255
-        logits: torch.Tensor = model(pixel_values=self._normalised(pictures)).logits
+        with self._setup.autocast():  # the head trains, and has float32
+            logits: torch.Tensor = model(pixel_values=self._normalised(pictures)).logits
         return logits
 
     def _load_mask(self, item: MaskedImage) -> torch.Tensor:

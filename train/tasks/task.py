@@ -30,6 +30,10 @@ class Setup:
     measuring: bool = False
     """Only some steps are measured: nothing slow that does not change what a step takes is to be made."""
 
+    def autocast(self) -> torch.autocast:
+        """As the loop does for a step: lets a base in half precision meet what has float32."""
+        return torch.autocast(self.device.type, self.frozen_dtype, enabled=self.frozen_dtype != torch.float32)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:

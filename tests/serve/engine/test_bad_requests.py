@@ -31,7 +31,6 @@ from hubctl.errors import (
     UnavailableError,
 )
 from hubctl.refs import PinnedRef
-from serve.engine.config import EngineConfig
 from serve.engine.core import Core
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
@@ -214,7 +213,7 @@ def soak(
 @pytest.fixture(scope="module")
 def image_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ImageEngine, Path]]:
     base = tiny_pipelines.write_pipeline(tmp_path_factory.mktemp("bad") / "base", "sd1")
-    engine = ImageEngine(locate_base(str(base)), EngineConfig(total_rows=ROWS), fetch)
+    engine = ImageEngine(locate_base(str(base)), tiny.engine_config(total_rows=ROWS), fetch)
     yield engine, base
     engine.close()
 
@@ -332,7 +331,7 @@ def test_two_thousand_bad_images_to_segment(tmp_path: Path) -> None:
         "late": Bad(lambda i: replace(ask, timeout_s=0.0), TimeoutError, "time is up"),
         "left": Bad(lambda i: ask, CancelledError, "client has left", left=True),
     }
-    engine = SegmentEngine(locate_base(str(base)), EngineConfig(total_rows=ROWS), fetch)
+    engine = SegmentEngine(locate_base(str(base)), tiny.engine_config(total_rows=ROWS), fetch)
     want = reference.logits(base, ask, PET)
 
     def good() -> None:

@@ -91,7 +91,7 @@ def test_a_warm_engine_compiles_nothing_when_adapters_change(base: Path, tmp_pat
         replace(plain, guidance_scale=1.0, loras=(uses[0], uses[3])),
         replace(plain, guidance_scale=3.0, num_images=3, loras=(uses[2],)),
     ]
-    config = EngineConfig(
+    config = tiny.engine_config(
         total_rows=64, compile="eager", max_batch_rows=15
     )  # of 16 rows oneDNN takes other kernels
     engine = ImageEngine(locate_base(str(base)), config, tiny.fetch)
@@ -126,7 +126,7 @@ def test_a_warm_segmenter_compiles_nothing_when_adapters_change(tmp_path: Path) 
         )
         for folder in folders
     ]
-    config = EngineConfig(compile="eager", max_gather_s=1.0)
+    config = tiny.engine_config(compile="eager", max_gather_s=1.0)
     engine = SegmentEngine(locate_base(str(base)), config, tiny.fetch)
     try:
         cold = graphs()
@@ -158,4 +158,4 @@ def test_offload_and_compile_exclude_each_other() -> None:
 def test_bases_that_get_prompts_at_their_own_lengths_are_not_compiled(kind: str, tmp_path: Path) -> None:
     folder = tiny_pipelines.write_pipeline(tmp_path / "base", kind)
     with pytest.raises(InputError, match="anew for every length of a prompt"):
-        ImageEngine(locate_base(str(folder)), EngineConfig(compile="inductor"), tiny.fetch)
+        ImageEngine(locate_base(str(folder)), tiny.engine_config(compile="inductor"), tiny.fetch)

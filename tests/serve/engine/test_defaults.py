@@ -9,7 +9,6 @@ import pytest
 
 from hubctl.base_models import embedded_bases, locate_base
 from hubctl.errors import InputError
-from serve.engine.config import EngineConfig
 from serve.engine.defaults import Defaults, filled, stated_defaults
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest
@@ -83,7 +82,9 @@ def test_an_engine_uses_and_tells_them(tmp_path: Path) -> None:
         ("license: mit", 5, 7.5),  # diffusers' own 50 and 7.5, and the server's limit
     ]:
         write_card(base, header)
-        engine = ImageEngine(locate_base(str(base)), EngineConfig(total_rows=2, max_steps=5), tiny.fetch)
+        engine = ImageEngine(
+            locate_base(str(base)), tiny.engine_config(total_rows=2, max_steps=5), tiny.fetch
+        )
         try:
             result = engine.generate(OPEN)
             floats = engine.generate_floats(OPEN)

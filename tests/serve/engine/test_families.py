@@ -12,7 +12,6 @@ import torch
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
 from hubctl.families import FAMILIES
-from serve.engine.config import EngineConfig
 from serve.engine.core import pick_device
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
@@ -64,7 +63,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         tiny.write_lora(folder / "all", base, seed=2, rank=5, alpha=3, targets=targets, strength=1),
         tiny.write_lora(folder / "text", base, seed=4, rank=3, text_targets=tiny.TEXT, strength=1),
     ]
-    engine = ImageEngine(locate_base(str(base)), EngineConfig(total_rows=64), tiny.fetch)
+    engine = ImageEngine(locate_base(str(base)), tiny.engine_config(total_rows=64), tiny.fetch)
     yield World(request.param, engine, tuple(LoraUse(ref=tiny.pinned(path)) for path in adapters))
     engine.close()
 
@@ -138,7 +137,7 @@ def test_adapters_show(world: World) -> None:
 
 def test_half_precision_is_the_family_s_own() -> None:
     families = {family.name: family for family in FAMILIES}
-    gpu = EngineConfig(device="cuda:0")
+    gpu = tiny.engine_config(device="cuda:0")
     assert pick_device(gpu, families["sdxl"])[1] == torch.float16
     assert pick_device(gpu, families["flux"])[1] == torch.bfloat16
     assert pick_device(replace(gpu, dtype="float32"), families["flux"])[1] == torch.float32

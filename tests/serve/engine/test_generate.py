@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from hubctl.base_models import BaseModel, locate_base
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError, OverloadedError
 from hubctl.refs import PinnedRef
-from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.pipelines import work_of
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
@@ -82,7 +81,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         ),
     ]
     located = locate_base(str(base))
-    engine = ImageEngine(located, EngineConfig(total_rows=64), tiny.fetch)
+    engine = ImageEngine(located, tiny.engine_config(total_rows=64), tiny.fetch)
     yield World(located, engine, {path.name: tiny.pinned(path) for path in made})
     info = engine.info()
     engine.close()
@@ -153,7 +152,7 @@ def test_several_images_are_those_of_their_seeds(world: World) -> None:
 
 
 def test_more_images_than_fit_a_forward(world: World) -> None:
-    config = EngineConfig(total_rows=32, max_batch_rows=3, max_decode_rows=2)
+    config = tiny.engine_config(total_rows=32, max_batch_rows=3, max_decode_rows=2)
     engine = ImageEngine(world.base, config, tiny.fetch)
     request = ask(num_images=5, image=np.full((32, 32, 3), 99, np.uint8), loras=(world.use("locon"),))
     try:
@@ -326,7 +325,7 @@ def test_fields_out_of_range(world: World, changes: dict[str, Any], message: str
 @pytest.mark.parametrize("scheduler", [None, "pndm", "lcm", "euler"])
 def test_steps_beyond_those_that_the_base_was_trained_on(world: World, scheduler: str | None) -> None:
     """Some schedulers would raise IndexError in their last step, others repeat timesteps."""
-    engine = ImageEngine(world.base, EngineConfig(max_steps=5000), tiny.fetch)
+    engine = ImageEngine(world.base, tiny.engine_config(max_steps=5000), tiny.fetch)
     try:
         for steps in (1000, 1001):
             with pytest.raises(InputError, match=f"cannot do {steps} steps") as caught:
@@ -361,7 +360,7 @@ def test_this_base_does_not_segment(world: World) -> None:
 
 
 def test_more_adapters_than_rows_take_turns(world: World) -> None:
-    engine = ImageEngine(world.base, EngineConfig(total_rows=12), tiny.fetch)
+    engine = ImageEngine(world.base, tiny.engine_config(total_rows=12), tiny.fetch)
     names = ["attention", "wide", "locon", "text", "rslora", "pattern"]
     requests = [ask(seed=i, loras=(world.use(name),)) for i, name in enumerate(names * 2)]
     try:
@@ -376,7 +375,7 @@ def test_more_adapters_than_rows_take_turns(world: World) -> None:
 
 
 def test_a_full_line_is_refused(world: World) -> None:
-    engine = ImageEngine(world.base, EngineConfig(max_running=1, max_queued=0), tiny.fetch)
+    engine = ImageEngine(world.base, tiny.engine_config(max_running=1, max_queued=0), tiny.fetch)
     try:
         with engine._core.admission.place(None), pytest.raises(OverloadedError):
             engine.generate(ask())
@@ -399,7 +398,7 @@ class Watch(threading.Event):
 
 
 def test_tenants_share_the_places_by_what_their_requests_take(world: World) -> None:
-    engine = ImageEngine(world.base, EngineConfig(max_running=1, max_queued=8), tiny.fetch)
+    engine = ImageEngine(world.base, tiny.engine_config(max_running=1, max_queued=8), tiny.fetch)
     large, small = ask(tenant="a", num_images=2), ask(tenant="b")
     seen: list[str] = []
     try:

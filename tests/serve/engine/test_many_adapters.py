@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from hubctl.base_models import locate_base
 from hubctl.refs import PinnedRef
-from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
 from serve.engine.residency import Residency
@@ -79,7 +78,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         return tmp_path / "shelf" / str(int(ref.commit))
 
     # Host memory for one alone: whatever is not in rows must be read from its file.
-    config = EngineConfig(total_rows=RANK * IN_ROWS + 1, host_bytes=1)
+    config = tiny.engine_config(total_rows=RANK * IN_ROWS + 1, host_bytes=1)
     engine = ImageEngine(locate_base(str(base)), config, fetch)
     key = next(key for key in tensors if "lora_B" in key)
     yield World(engine, tmp_path / "shelf", fetched, key.removesuffix(".lora_B.weight"), tensors[key].T)

@@ -13,7 +13,6 @@ import torch
 
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
-from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import Control, ImageRequest, LoraUse
 from tests.serve import reference, tiny, tiny_pipelines
@@ -43,7 +42,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         tiny_pipelines.write_controlnet(folder / "lines", base) if located.family.controlnet else None
     )
     adapter = tiny.write_lora(folder / "adapter", base, seed=1, rank=4, text_targets=tiny.TEXT)
-    config = EngineConfig(total_rows=64, controlnets={"lines": str(controlnet)} if controlnet else {})
+    config = tiny.engine_config(total_rows=64, controlnets={"lines": str(controlnet)} if controlnet else {})
     engine = ImageEngine(located, config, tiny.fetch)
     yield World(base, controlnet, engine, LoraUse(ref=tiny.pinned(adapter)))
     engine.close()
@@ -94,7 +93,7 @@ def test_an_image_of_each_seed(world: World) -> None:
 def test_flux2_takes_an_image_as_a_reference(tmp_path: Path) -> None:
     """Not to be drawn over: its pipeline knows no strength."""
     base = tiny_pipelines.write_pipeline(tmp_path, "flux2-klein")
-    engine = ImageEngine(locate_base(str(base)), EngineConfig(), tiny.fetch)
+    engine = ImageEngine(locate_base(str(base)), tiny.engine_config(), tiny.fetch)
     request = replace(ASK, image=_picture(1, 64, 64, 3), num_images=2)
     try:
         together = engine.generate_floats(request)
@@ -118,7 +117,7 @@ def test_flux2_takes_an_image_as_a_reference(tmp_path: Path) -> None:
 def test_sdxl_in_half_precision_keeps_its_autoencoder_in_float32(tmp_path: Path) -> None:
     """It overflows in float16: diffusers brings it to float32 for each call, a shared one stays there."""
     base = tiny_pipelines.write_pipeline(tmp_path, "sdxl")
-    engine = ImageEngine(locate_base(str(base)), EngineConfig(dtype="float16"), tiny.fetch)
+    engine = ImageEngine(locate_base(str(base)), tiny.engine_config(dtype="float16"), tiny.fetch)
     try:
         for request in (replace(ASK, width=32, height=32), replace(ASK, image=IMAGE, mask=MASK)):
             difference = engine.generate_floats(request) - reference.images(base, request)
@@ -185,6 +184,6 @@ def test_controlnets_that_do_not_fit_are_refused_at_the_start(
     other = tmp_path / "lines"
     if kind != "none":
         tiny_pipelines.write_controlnet(other, tiny_pipelines.write_pipeline(tmp_path / "sd1", "sd1"))
-    config = EngineConfig(controlnets={"lines": str(other)})
+    config = tiny.engine_config(controlnets={"lines": str(other)})
     with pytest.raises(InputError, match=message):
         ImageEngine(locate_base(str(base)), config, tiny.fetch)

@@ -18,7 +18,6 @@ from hubctl.adapter.gate import gate
 from hubctl.base_models import locate_base
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from hubctl.families import detect_family
-from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
 from tests.serve import reference, tiny, tiny_pipelines
@@ -94,7 +93,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     two = tiny.write_lora(folder / "two", base, seed=2, rank=3, text_targets=tiny.TEXT, strength=1)
     write_tokens(two / "embeddings.safetensors", base, count=1, seed=2, names=["<hat>"])
     plain = tiny.write_lora(folder / "plain", base, seed=3, rank=5, use_dora=True, strength=1)
-    engine = ImageEngine(locate_base(str(base)), EngineConfig(total_rows=40), tiny.fetch)
+    engine = ImageEngine(locate_base(str(base)), tiny.engine_config(total_rows=40), tiny.fetch)
     yield World(base, engine, *(LoraUse(ref=tiny.pinned(path)) for path in (one, two, plain)))
     engine.close()
 

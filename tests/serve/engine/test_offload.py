@@ -12,7 +12,6 @@ from torch import nn
 
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
-from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
 from serve.engine.offload import Offload
 from serve.engine.requests import Control, ImageRequest, LoraUse
@@ -105,7 +104,7 @@ def test_an_engine_brings_each_module_before_it_runs(base: Path, tmp_path: Path)
         replace(plain, seed=2, loras=tuple(adapters), control=edges),
         replace(plain, seed=3, image=np.full((32, 32, 3), 90, np.uint8), strength=0.9),
     ]
-    config = EngineConfig(total_rows=16, offload=True, controlnets={"edges": str(controlnet)})
+    config = tiny.engine_config(total_rows=16, offload=True, controlnets={"edges": str(controlnet)})
     engine = ImageEngine(locate_base(str(base)), config, tiny.fetch)
     offload, seen = engine._offload, set()
     assert offload
@@ -134,4 +133,4 @@ def test_an_engine_brings_each_module_before_it_runs(base: Path, tmp_path: Path)
 
 def test_a_base_of_one_module_has_nothing_to_offload() -> None:
     with pytest.raises(InputError, match="offload is for bases of several modules"):
-        SegmentEngine(locate_base("emoji-64-seg"), EngineConfig(offload=True), tiny.fetch)
+        SegmentEngine(locate_base("emoji-64-seg"), tiny.engine_config(offload=True), tiny.fetch)

@@ -19,7 +19,7 @@ from hubctl.base_models import locate_base
 from hubctl.errors import InputError
 from hubctl.modeling.loading import load_segmenter
 from hubctl.modeling.quantize import quantize
-from serve.engine.config import EngineConfig, Quantize
+from serve.engine.config import Quantize
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
 from serve.engine.segment import SegmentEngine
@@ -96,7 +96,7 @@ def test_mixed_adapters_are_what_diffusers_makes_of_the_weights_written_out(
     world: World, tmp_path: Path, kind: Quantize, offload: bool
 ) -> None:
     plain = written_out(world.base, kind, tmp_path)
-    config = EngineConfig(total_rows=32, quantize=kind, offload=offload)
+    config = tiny.engine_config(total_rows=32, quantize=kind, offload=offload)
     engine = ImageEngine(locate_base(str(world.base)), config, tiny.fetch)
     requests = world.requests()
     try:
@@ -126,7 +126,9 @@ def test_a_segmenter_is_what_peft_makes_of_the_same_quantised_backbone(
     ]
     pixels = torch.randn(3, 3, segmenters.SIDE_PX, segmenters.SIDE_PX)
     uses = [LoraUse(ref=tiny.pinned(folder)) for folder in folders]
-    engine = SegmentEngine(locate_base(str(base)), EngineConfig(quantize=kind, max_gather_s=1.0), tiny.fetch)
+    engine = SegmentEngine(
+        locate_base(str(base)), tiny.engine_config(quantize=kind, max_gather_s=1.0), tiny.fetch
+    )
     try:
         backbone = engine._model.segformer
         assert quantised(engine._model) == {f"segformer.{name}" for name in linear(backbone)}

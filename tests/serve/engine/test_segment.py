@@ -21,7 +21,6 @@ from hubctl.adapter.names import current_name, renames
 from hubctl.base_models import BaseModel, locate_base
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from hubctl.modeling.loading import load_segmenter
-from serve.engine.config import EngineConfig
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
 from serve.engine.segment import SegmentEngine
 from tests.serve import reference, segmenters, tiny
@@ -108,7 +107,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     base = segmenters.write_segmenter(folder / "base", request.param)
     adapters = write_adapters(folder, base, kind)
     located = locate_base(str(base))
-    engine = SegmentEngine(located, EngineConfig(total_rows=64), tiny.fetch)
+    engine = SegmentEngine(located, tiny.engine_config(total_rows=64), tiny.fetch)
     yield World(request.param, kind, located, engine, adapters)
     info = engine.info()
     engine.close()

@@ -18,7 +18,6 @@ from hubctl.adapter.gate import gate
 from hubctl.base_models import locate_base
 from hubctl.errors import AdapterMismatchError, InputError
 from hubctl.modeling.loading import load_segmenter
-from serve.engine.config import EngineConfig
 from serve.engine.requests import LoraUse
 from serve.engine.segment import SegmentEngine
 from tests.serve import segmenters, tiny
@@ -48,7 +47,7 @@ def world(
         )
         for n in CLASSES
     }
-    engine = SegmentEngine(locate_base(str(folder / "base")), EngineConfig(total_rows=64), tiny.fetch)
+    engine = SegmentEngine(locate_base(str(folder / "base")), tiny.engine_config(total_rows=64), tiny.fetch)
     yield engine, adapters
     engine.close()
 

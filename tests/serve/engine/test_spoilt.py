@@ -55,7 +55,7 @@ def test_an_adapter_that_drives_the_latents_to_nan(tmp_path: Path) -> None:
     base = tiny_pipelines.write_pipeline(tmp_path / "base", "sd1")
     huge = tiny.pinned(tiny.write_lora(tmp_path / "huge", base, seed=8, strength=1e18))
     request = ImageRequest(prompt="apple", seed=1, num_inference_steps=2, loras=(LoraUse(ref=huge),))
-    error, images = attempts(base, EngineConfig(total_rows=8), request, PEAR)
+    error, images = attempts(base, tiny.engine_config(total_rows=8), request, PEAR)
     assert isinstance(error, AdapterError)
     assert "NaN or infinity before it was decoded: the adapters drove it there" in str(error)
     assert np.abs(images - reference.images(base, PEAR)).max() <= reference.TOLERANCE
@@ -64,7 +64,7 @@ def test_an_adapter_that_drives_the_latents_to_nan(tmp_path: Path) -> None:
 def test_a_base_whose_latents_are_nan_without_any_adapter(tmp_path: Path) -> None:
     base = tiny_pipelines.write_pipeline(tmp_path, "sd1")
     change(base, "unet", lambda unet: unet.conv_out.weight.mul_(3e38))
-    (error,) = attempts(base, EngineConfig(total_rows=2), APPLE)
+    (error,) = attempts(base, tiny.engine_config(total_rows=2), APPLE)
     assert not isinstance(error, AdapterError)
     assert "NaN or infinity before it was decoded" in str(error)
 
@@ -78,7 +78,7 @@ def overflowing(vae: Any) -> None:
 def test_an_autoencoder_that_overflows_in_half_precision(tmp_path: Path) -> None:
     """It gives minus infinity, which diffusers clamps to a black image without a word."""
     base = change(tiny_pipelines.write_pipeline(tmp_path, "sd1"), "vae", overflowing)
-    (error,) = attempts(base, EngineConfig(total_rows=2, dtype="float16"), APPLE)
+    (error,) = attempts(base, tiny.engine_config(total_rows=2, dtype="float16"), APPLE)
     assert "autoencoder overflowed in float16" in str(error)
     assert "float32" in str(error.hint)
 
@@ -86,7 +86,7 @@ def test_an_autoencoder_that_overflows_in_half_precision(tmp_path: Path) -> None
 def test_an_image_that_is_wholly_black_for_another_reason(tmp_path: Path) -> None:
     base = tiny_pipelines.write_pipeline(tmp_path, "sd1")
     change(base, "vae", lambda vae: vae.decoder.conv_out.bias.fill_(-1000.0))
-    (error,) = attempts(base, EngineConfig(total_rows=2), APPLE)
+    (error,) = attempts(base, tiny.engine_config(total_rows=2), APPLE)
     assert not reference.images(base, APPLE).any()  # diffusers gives it to whoever asked
     assert str(error) == "the image came out wholly black"
 
@@ -121,7 +121,7 @@ def test_what_the_safety_checker_refuses(tmp_path: Path) -> None:
     base = tiny_pipelines.write_pipeline(tmp_path / "base", "sd1")
     truths = [reference.images(plain, request) for request in (APPLE, PEAR)]
     write_checker(base, refuse=truths[0][0], keep=truths[1][0])
-    error, images = attempts(base, EngineConfig(total_rows=2), APPLE, PEAR)
+    error, images = attempts(base, tiny.engine_config(total_rows=2), APPLE, PEAR)
     assert not reference.images(base, APPLE).any()  # diffusers alone gives a black image
     assert isinstance(error, InputError)
     assert (str(error), error.param) == ("the base's safety checker refused the image", "prompt")

@@ -1,0 +1,61 @@
+"""The frozen base in half precision, as a GPU keeps it: whole trainings of every task and family."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.serve.segmenters import SEGMENTERS, write_segmenter
+from tests.serve.tiny_pipelines import write_pipeline
+from tests.train.conftest import Trained, run
+from train.config import TrainConfig
+from train.events import Evaluated, Sampled, Verified
+
+# What float32 would be by far better than; `require_same_answer` refuses more.
+HALF = 0.05
+
+
+def _whole(config: TrainConfig) -> None:
+    trained = run(dataclasses.replace(config, mixed_precision="bf16", sample_every=1, steps=2))
+    assert [event for event in trained.events if isinstance(event, Sampled)]
+    (metrics,) = (event.metrics for event in trained.events if isinstance(event, Evaluated))
+    assert all(value == value for value in metrics.values())
+    (verified,) = (event for event in trained.events if isinstance(event, Verified))
+    assert 0 <= verified.difference < HALF
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3", "flux"])
+def test_text_to_image(tmp_path: Path, captioned: Path, kind: str) -> None:
+    base = write_pipeline(tmp_path / kind, kind)
+    _whole(
+        TrainConfig(
+            task="text-to-image", base=str(base), data=captioned, output=tmp_path / "out", resolution=32,
+            batch_size=2, rank=4, hold_out=0.5, sample_prompts=("red apple",),
+        )
+    )  # fmt: skip
+
+
+def test_dreambooth_draws_its_class_images(tmp_path: Path, subject: Trained) -> None:
+    _whole(dataclasses.replace(subject.config, output=tmp_path / "out", class_data=tmp_path / "class"))
+    assert len(list((tmp_path / "class").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_text_encoders_train_along(tmp_path: Path, style: Trained, dora: bool) -> None:
+    config = dataclasses.replace(style.config, output=tmp_path / "out", train_text_encoder=True, dora=dora)
+    _whole(config)
+
+
+def test_new_words_train_along(tmp_path: Path, subject: Trained) -> None:
+    config = dataclasses.replace(subject.config, output=tmp_path / "out", class_prompt=None, class_data=None)
+    _whole(dataclasses.replace(config, instance_prompt="a photo of <tok>", new_tokens=("<tok>=dog",)))
+
+
+@pytest.mark.parametrize("kind", ["segformer", *SEGMENTERS])
+def test_segmentation(tmp_path: Path, trimap: Trained, kind: str) -> None:
+    base = trimap.config.base
+    if kind != "segformer":
+        base = str(write_segmenter(tmp_path / kind, kind))
+    _whole(dataclasses.replace(trimap.config, output=tmp_path / "out", base=base, hold_out=0.3))

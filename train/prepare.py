@@ -58,7 +58,13 @@ def prepare(config: TrainConfig, fetch_base: FetchBase | None) -> Prepared:
     _check_task(config, base)
     data = _read_data(config)
     _check_tokens(config, data)
-    return Prepared(base, _hold_out(data, config), plan_for(config, base))
+    plan = plan_for(config, base)
+    if config.dora and plan.train_text_encoder:
+        raise InputError(
+            "diffusers loads no DoRA into a text encoder: it would leave the lengths behind",
+            hint="add --no-train-text-encoder, or train without --dora",
+        )
+    return Prepared(base, _hold_out(data, config), plan)
 
 
 def open_training(

@@ -219,7 +219,8 @@ def _at_once(
     done = itertools.count()
     for turn in range(settings.rounds):
         for (contender, adapters), pairs in zip(loads, found, strict=True):
-            tell(f"{contender.name}, {adapters or 'no'} adapters", next(done), total)
+            what, number = f"{contender.name}, {adapters or 'no'} adapters", next(done)
+            tell(what, number, total)
             jobs = _jobs(settings, adapters, settings.jobs)
             with _policy(bench, contender):
                 if turn == 0:
@@ -228,6 +229,9 @@ def _at_once(
                 load = drive(contender, jobs, turns=settings.turns)
             bases.append(beside)
             pairs.append((load, load.images_per_s / beside.images_per_s))
+            # Who ends a long benchmark early keeps these.
+            found_s, share = f"{load.images_per_s:.3g} images/s", f"{pairs[-1][1]:.2f} of the base"
+            tell(f"{what}: {found_s}, {share}", number + 1, total)
     rows = [Row(contender=BASE, adapters=0, arrival="at once", load=median_load(bases), ratio=1.0)]
     for (contender, adapters), pairs in zip(loads, found, strict=True):
         load, ratio = median_load([load for load, _ in pairs]), statistics.median(r for _, r in pairs)

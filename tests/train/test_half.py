@@ -42,10 +42,8 @@ def test_dreambooth_draws_its_class_images(tmp_path: Path, subject: Trained) -> 
     assert len(list((tmp_path / "class").glob("*.png"))) == 3
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_text_encoders_train_along(tmp_path: Path, style: Trained, dora: bool) -> None:
-    config = dataclasses.replace(style.config, output=tmp_path / "out", train_text_encoder=True, dora=dora)
-    _whole(config)
+def test_text_encoders_train_along(tmp_path: Path, style: Trained) -> None:
+    _whole(dataclasses.replace(style.config, output=tmp_path / "out", train_text_encoder=True))
 
 
 def test_new_words_train_along(tmp_path: Path, subject: Trained) -> None:

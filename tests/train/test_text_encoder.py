@@ -106,3 +106,12 @@ def test_a_preset_fills_what_is_left_open() -> None:
 def test_what_does_not_belong_together_is_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         TrainConfig(base="emoji-64", data=Path("d"), output=Path("o"), **settings)
+
+
+def test_dora_in_a_text_encoder_is_refused_before_it_trains(tmp_path: Path, style: Trained) -> None:
+    """Diffusers would load such an adapter without its lengths."""
+    config = dataclasses.replace(style.config, output=tmp_path / "out", train_text_encoder=True, dora=True)
+    with pytest.raises(InputError, match="no DoRA into a text encoder") as caught:
+        run(config)
+    assert "--no-train-text-encoder" in (caught.value.hint or "")
+    assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ import torch
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
 from hubctl.families import FAMILIES
+from serve.engine.config import EngineConfig
 from serve.engine.core import pick_device
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, LoraUse
@@ -137,7 +138,7 @@ def test_adapters_show(world: World) -> None:
 
 def test_half_precision_is_the_family_s_own() -> None:
     families = {family.name: family for family in FAMILIES}
-    gpu = tiny.engine_config(device="cuda:0")
+    gpu = EngineConfig(device="cuda:0")
     assert pick_device(gpu, families["sdxl"])[1] == torch.float16
     assert pick_device(gpu, families["flux"])[1] == torch.bfloat16
     assert pick_device(replace(gpu, dtype="float32"), families["flux"])[1] == torch.float32

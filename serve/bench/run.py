@@ -230,8 +230,9 @@ def _at_once(
             bases.append(beside)
             pairs.append((load, load.images_per_s / beside.images_per_s))
             # Who ends a long benchmark early keeps these.
-            found_s, share = f"{load.images_per_s:.3g} images/s", f"{pairs[-1][1]:.2f} of the base"
-            tell(f"{what}: {found_s}, {share}", number + 1, total)
+            tell(
+                f"{what}: {load.images_per_s:.3g} images/s, {pairs[-1][1]:.2f} of the base", number + 1, total
+            )
     rows = [Row(contender=BASE, adapters=0, arrival="at once", load=median_load(bases), ratio=1.0)]
     for (contender, adapters), pairs in zip(loads, found, strict=True):
         load, ratio = median_load([load for load, _ in pairs]), statistics.median(r for _, r in pairs)

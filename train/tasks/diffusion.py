@@ -181,9 +181,13 @@ class Diffusion:
 
     def release_encoders(self) -> None:
         """Let go of the text encoders that do not train: often they are larger than the rest."""
-        for name in self.setup.base.family.text_encoders + self._kind.large_encoders:
+        for name in self._encoder_names:
             if name not in self.encoders:
                 setattr(self.pipeline, name, None)
+
+    @property
+    def _encoder_names(self) -> tuple[str, ...]:
+        return self.setup.base.family.text_encoders + self._kind.large_encoders
 
     # -- the loss --------------------------------------------------------------------------
 
@@ -376,8 +380,7 @@ class Diffusion:
     @contextmanager
     def _encoders_aside(self) -> Iterator[None]:
         """Without text encoders a pipeline computes in its denoiser's precision, not in their float32."""
-        names = self.setup.base.family.text_encoders + self._kind.large_encoders
-        encoders = {name: getattr(self.pipeline, name, None) for name in names}
+        encoders = {name: getattr(self.pipeline, name, None) for name in self._encoder_names}
         for name in encoders:
             setattr(self.pipeline, name, None)
         try:

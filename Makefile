@@ -1,4 +1,5 @@
-# Each target sets up .venv by itself, with plain pip and the tested versions.
+# Each target sets up .venv by itself, with plain pip and the tested versions. Python compiles what it imports: of
+# all that is installed that is a quarter.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-out
@@ -37,5 +38,5 @@ clean:
 .venv/installed: pyproject.toml constraints.txt
 	@echo "Setting up .venv; the first time this takes some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@

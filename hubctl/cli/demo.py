@@ -46,6 +46,7 @@ def demo(output: Output, workdir: Path, fast: bool) -> None:
     few: dict[str, Any] = {}
     if fast:
         few = {"style_steps": 4, "segmentation_steps": 4, "held_out": 4, "photos": 4, "inference_steps": 4}
+        few |= {"samples": False}
     outcome, report = run_demo(DemoConfig(workdir=workdir.resolve(), **few), output)
     if output.json or output.quiet:
         output.result(as_json(outcome, report), quiet="report")

@@ -59,6 +59,8 @@ class DemoConfig:
     photos: int = 1000
     """Held-out pictures to segment; all there are, when fewer."""
     inference_steps: int = 25
+    samples: bool = True
+    """Draw samples while the style is trained."""
     guidance: float = 2.0
     timeout_s: float = 1200.0
     """The longest that one training may take."""
@@ -155,9 +157,10 @@ def train_adapters(run: Run) -> tuple[Training, Training]:
     # Two processes with half the cores each are done sooner than one after the other with all of them: these
     # models are too small to keep many cores busy, and each waits for its imports, files and pictures.
     threads = str(max(1, (os.cpu_count() or 2) // 2))
+    samples = () if config.samples else ("--sample-every", "0")
     jobs = (
         # Lines are finer than where the attention is: without the convolutions they stay smudges.
-        (style, ("text-to-image", "--base", IMAGE_BASE, "--data", data.DRAWINGS, *STYLE_TARGETS)),
+        (style, ("text-to-image", "--base", IMAGE_BASE, "--data", data.DRAWINGS, *STYLE_TARGETS, *samples)),
         (animals, ("segmentation", "--base", MASK_BASE, "--data", data.ANIMALS)),
     )
     with run.board.stage("train", total=style.steps + animals.steps) as bar:

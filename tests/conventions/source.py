@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -29,15 +30,19 @@ def tree(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), str(path))
 
 
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """Absolute names of the modules that a file imports (only at module level with `top_level`)."""
-    names = set()
-    for node in _module_level(tree(path)) if top_level else ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+def imports(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports."""
+    return {name for node in ast.walk(tree(path)) for name in _imported(node)}
+
+
+def foreign_imports(path: Path) -> set[str]:
+    """The statements at module level that import neither our own modules nor the standard library's."""
+    known = (*PACKAGES, *sys.stdlib_module_names)
+    return {
+        ast.unparse(node)
+        for node in _module_level(tree(path))
+        if any(name.partition(".")[0] not in known for name in _imported(node))
+    }
 
 
 def text_files() -> list[Path]:
@@ -45,6 +50,12 @@ def text_files() -> list[Path]:
     inside = (p for folder in (*PACKAGES, "tests", "deploy", ".ci") for p in (ROOT / folder).rglob("*"))
     found = (p for p in (*ROOT.iterdir(), *inside) if p.is_file() and p.suffix in TEXT)
     return sorted(p.relative_to(ROOT) for p in found if "__pycache__" not in p.parts and p.name != ".git")
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
 
 
 def _module_level(module: ast.Module) -> Iterator[ast.stmt]:

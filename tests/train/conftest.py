@@ -39,6 +39,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_sampling_steps() -> None:
+    from train.evaluation import pictures
+    from train.tasks import diffusion
+
+    # No test looks at how good a sample is, and most trainings draw some.
+    diffusion.SAMPLE_STEPS = pictures.SAMPLE_STEPS = 3
+
+
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("train")

@@ -39,6 +39,9 @@ class EngineConfig:
     adapts by default; forwards with others run as without it. Needs a C++ compiler."""
     total_rows: int = 512
     """Rank rows on the device, shared by all resident adapters: 512 hold 32 adapters of rank 16."""
+    weights_share: float = 0.5
+    """Of the GPU memory that forwards leave free, what may hold weights of their own for the samples of a
+    loop, which take less time than rows; 0 leaves it to others on the same GPU."""
     max_batch_rows: int = 32
     """Rows of one forward of the denoiser; a request with guidance takes two per image."""
     max_decode_rows: int = 8
@@ -72,6 +75,8 @@ class EngineConfig:
                 raise InputError(f"engine: {name} is {value}", hint=f"give {name} 1 or more")
         if not 0 <= self.max_gather_s <= 1:
             raise InputError(f"engine: max_gather_s is {self.max_gather_s}", hint="give 0 to 1 second")
+        if not 0 <= self.weights_share <= 1:
+            raise InputError(f"engine: weights_share is {self.weights_share}", hint="give 0 to 1")
         if self.compile != "off" and self.offload:
             raise InputError(
                 "engine: compile and offload are both on, and a compiled module stays on its device",

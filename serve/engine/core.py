@@ -78,7 +78,9 @@ class Core:
         self._shapes = read_base_shapes(base.path, base.family)
         with one_core():
             self.pool = RowPool(components, config.total_rows, device, vocabularies)
-        self.owner = Owner(self.pool.mixed, max_gather_s=config.max_gather_s)
+        self.owner = Owner(
+            self.pool.mixed, max_gather_s=config.max_gather_s, weights_share=config.weights_share
+        )
         self.residency = Residency(
             self.pool, self._load, total_rows=config.total_rows, host_bytes=config.host_bytes
         )

@@ -38,7 +38,7 @@ class Gathered:
     gain: torch.Tensor | None
     """(N, 1, out), of the layer's own output; None when no sample uses DoRA."""
     weight: torch.Tensor | None = None
-    """(N, in, out): each sample's own, once there is one; see `adapted_weight`."""
+    """(N, in, out): each sample's own, once there is one; see `own_weights.py`."""
 
     def each(self, times: int) -> Gathered:
         """The same for samples that stand `times` times, side by side."""
@@ -105,19 +105,6 @@ def _add_linear(layer: nn.Linear, x: torch.Tensor, y: torch.Tensor, lora: Gather
     if lora.gain is not None:
         flat = _with_gain(flat, layer.bias, lora.gain)
     return flat.baddbmm_(hidden, lora.b).view(y.shape)
-
-
-def adapted_weight(layer: nn.Linear, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Each sample's own weight, W^T + a^T @ b: (N, in, out), from a (N, R, in) and b (N, R, out)."""
-    return torch.baddbmm(layer.weight.T.expand(len(a), -1, -1), a.transpose(1, 2), b)
-
-
-def adapted_linear(layer: nn.Linear, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The layer with a weight (N, in, out) for each sample: x (N * any, ..., in) → (N * any, ..., out)."""
-    n, _, out = weight.shape
-    tokens = x.reshape(n, -1, x.shape[-1])
-    y = tokens @ weight if layer.bias is None else torch.baddbmm(layer.bias, tokens, weight)
-    return y.view(*x.shape[:-1], out)
 
 
 def _add_conv(layer: nn.Conv2d, x: torch.Tensor, y: torch.Tensor, lora: Gathered) -> torch.Tensor:

@@ -19,6 +19,8 @@ RESERVE = 1 / 20
 tensors, and what a forward takes whatever its rows."""
 MOST_KINDS = 64
 """Kinds of forwards that are remembered; a kind is a group of `schedule.Waiting`."""
+UNMEASURED_BYTES = 2 << 30
+"""What counts as spare where nothing is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,12 +108,23 @@ class MemoryCap:
 
     def most_rows(self, kind: Hashable, most: int) -> int:
         """Rows that the next forward may have, and `most` at most."""
-        taken, last = self._taken.get(kind), self._last
-        if taken is None or last is None:
+        row_bytes, last = self._row_bytes(kind), self._last
+        if row_bytes is None or last is None:
             return most
-        rows, taken_bytes = taken
         reserve_bytes = last.total_bytes * RESERVE
-        fitting = rows_that_fit(
-            row_bytes=taken_bytes / rows, free_bytes=last.free_bytes, reserve_bytes=reserve_bytes
+        return min(
+            most, rows_that_fit(row_bytes=row_bytes, free_bytes=last.free_bytes, reserve_bytes=reserve_bytes)
         )
-        return min(most, fitting)
+
+    def spare_bytes(self, kind: Hashable, rows: int) -> int:
+        """What stays free beside the next forward, of `rows` rows; nothing before the first of its kind."""
+        if self._gauge is None:
+            return UNMEASURED_BYTES
+        row_bytes, last = self._row_bytes(kind), self._last
+        if row_bytes is None or last is None:
+            return 0
+        return max(0, int(last.free_bytes - last.total_bytes * RESERVE - row_bytes * rows))
+
+    def _row_bytes(self, kind: Hashable) -> float | None:
+        taken = self._taken.get(kind)
+        return None if taken is None else taken[1] / taken[0]

@@ -7,8 +7,8 @@ Every layer that LoRA can change gets a slot: a range of columns in two tensors 
 so that loading an adapter of rank r fills r rows of each, and activating it is an index: in a forward each
 sample has a list of R row ids and scales, padded with row 0. The layers stay what they are: the sum is done
 in forward hooks, so module paths, classes and weights do not change. What a layer gathers of the pool is kept
-while the same requests come back together, as the steps of a denoising loop do; small layers on a CPU keep a
-weight for each sample instead (`RowPool._adapts`).
+while the same requests come back together, as the steps of a denoising loop do; where that is worth it, a
+weight for each sample is kept instead (`own_weights.py`).
 
 `write` may be called from any thread for rows that no forward uses; `mixed` belongs to the owner thread.
 """
@@ -31,16 +31,14 @@ from serve.engine.lora_layers import (
     DORA_ROWS,
     Add,
     Gathered,
-    adapted_linear,
-    adapted_weight,
     dora_gain,
     kind_of,
     put_tokens,
 )
+from serve.engine.own_weights import Met, can_keep, own_weights, through_own_weights, worth_keeping
 
 _ALIGN = 16  # columns: every slot starts where wide loads can
 _WIDTHS = (4, 8, 16, 32, 64, 128, 256)
-_SMALL = 1 << 17  # numbers of a weight: one for each of eight samples stays in a processor's cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +160,8 @@ class RowPool:
         self.row_by_row = False
         """Make a mix even where nobody uses an adapter, with a sample for every row: for compiled graphs."""
         self._answer: torch.Tensor | None = None  # of the layer that is running
+        self._loops = False  # whether the forward that is running is a loop's
+        self._met: dict[Slot, Met] = {}  # layers that samples of the present mix may have weights in
         # By row: the slots where it may not be zero.
         self._filled: list[frozenset[Slot]] = [frozenset()] * total_rows
         self._last: tuple[tuple[tuple[Uses, int], ...], Mix | None] = (), None
@@ -214,16 +214,36 @@ class RowPool:
             start += count
 
     @contextmanager
-    def mixed(self, calls: Sequence[tuple[Uses, int]]) -> Iterator[None]:
-        """Make the forward inside follow `calls`: the adapters of each call, and its rows in the batch."""
+    def mixed(self, calls: Sequence[tuple[Uses, int]], weights_bytes: int = 0) -> Iterator[None]:
+        """Make the forward inside follow `calls`: the adapters of each call, and its rows in the batch.
+
+        `weights_bytes` is what samples' own weights may take, for a forward that is one of a loop: from the
+        second one of the same calls on.
+        """
         # A lease gives a use of its own, whose rows nobody changes: the same uses have the same values.
         if self._last[0] != tuple(calls):
-            self._last = tuple(calls), self._mix_of(calls)
-        self.mix = self._last[1]
+            self._last, self._met = (tuple(calls), self._mix_of(calls)), {}
+        self.mix, self._loops = self._last[1], weights_bytes > 0
         try:
+            if self.mix is not None and self._loops:
+                self._keep_weights(self.mix, weights_bytes)
             yield
+        except Exception:
+            # Weights that left too little memory must go, and layers that came but half through.
+            self._last, self._met = ((), None), {}
+            raise
         finally:
             self.mix = self._answer = None
+
+    def _keep_weights(self, mix: Mix, most_bytes: int) -> None:
+        """Give samples weights of their own in the layers that the last forward met first."""
+        met, self._met = self._met, {}
+        if mix.gathered is None:
+            return
+        for slot in worth_keeping(met, room=most_bytes // (self.a.itemsize * len(mix.rows))):
+            layer: Any = slot.layer
+            kept = mix.gathered[slot.index]
+            kept.weight = own_weights(layer, kept.a, kept.b, seed=slot.index)
 
     def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
         if not self.row_by_row and not any(uses for uses, _ in calls):
@@ -290,32 +310,19 @@ class RowPool:
         """Where samples have weights of their own, answer with these, and leave the layer nothing to do."""
 
         def hook(layer: nn.Linear, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor] | None:
-            mix = self.mix
-            if mix is None or slot.index not in mix.layers or not self._adapts(slot, mix, args[0]):
+            mix, x = self.mix, args[0]
+            if mix is None or mix.gathered is None or slot.index not in mix.layers:
                 return None
-            x, gathered = args[0], self._gathered(slot, mix, len(args[0]))
-            if gathered.weight is None:
-                gathered.weight = adapted_weight(layer, gathered.a, gathered.b)
-            self._answer = adapted_linear(layer, x, gathered.weight)
+            gathered = mix.gathered.get(slot.index)
+            if gathered is None and self._loops and mix.dora is None and can_keep(layer, x):
+                tokens = x.numel() // x.shape[-1] // len(mix.rows)
+                self._met[slot] = Met(tokens, layer.in_features, layer.out_features)
+            if gathered is None or gathered.weight is None:
+                return None
+            self._answer = through_own_weights(layer, x, gathered.weight)
             return (x[:0],)
 
         return hook
-
-    def _adapts(self, slot: Slot, mix: Mix, x: torch.Tensor) -> bool:
-        """Whether each sample gets its own weight, which is kept as long as the mix is.
-
-        That saves the layer two small products each time, but is itself as much as they are: so it is for
-        loops, from their second forward on. It would round the change to half precision, and a GPU has little
-        memory to spare: so it is for float32 on a CPU, where a weight is small, and reading it is little
-        beside the layer's input and output.
-        """
-        weight: Any = slot.layer.weight
-        if not mix.gathered or slot.index not in mix.gathered or mix.dora is not None:
-            return False
-        if type(weight) is not nn.Parameter or not x.is_cpu or {x.dtype, weight.dtype} != {torch.float32}:
-            return False
-        tokens = x.numel() // x.shape[-1] // len(mix.rows)
-        return weight.numel() <= min(_SMALL, 4 * tokens * sum(weight.shape))
 
     def _hook_tokens(self, component: str, encoder: nn.Module, first: int) -> None:
         """Let the table of tokens of `encoder` take numbers from `first` on for the samples' own tokens."""

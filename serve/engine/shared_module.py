@@ -47,7 +47,7 @@ LAST_STAGE = 1 << 30
 """Beyond every stage: who is there comes back only for what it called first."""
 
 T = TypeVar("T")
-Mixed = Callable[[Sequence[tuple[Any, int]]], AbstractContextManager[None]]
+Mixed = Callable[[Sequence[tuple[Any, int]], int], AbstractContextManager[None]]
 """Makes a forward's rows follow (adapters, rows) of each call in it; see `RowPool.mixed`."""
 
 
@@ -193,6 +193,10 @@ class SharedModule:
         rows, until_s = self._row_caps.get(group, (self.shape.max_rows, now_s))
         return self.memory.most_rows(group, rows if now_s < until_s else self.shape.max_rows)
 
+    def spare_bytes(self, group: Hashable, rows: int) -> int:
+        """What a forward of a loop leaves to its samples' own weights; nothing if modules come and go."""
+        return self.memory.spare_bytes(group, rows) if self.shape.loops and not self._offload else 0
+
     def cap_rows(self, group: Hashable, rows: int, now_s: float) -> None:
         """Remember for a while that more rows than this do not fit into the device's memory."""
         self._row_caps = {g: cap for g, cap in self._row_caps.items() if now_s < cap[1]}
@@ -252,7 +256,7 @@ class SharedModule:
 class Owner:
     """The thread that runs every shared module of an engine, and the calls that wait for it."""
 
-    def __init__(self, mixed: Mixed, *, max_gather_s: float) -> None:
+    def __init__(self, mixed: Mixed, *, max_gather_s: float, weights_share: float = 0.0) -> None:
         self.forwards: Counter[str] = Counter()
         """Forwards run, by module name."""
         self.calls: Counter[str] = Counter()
@@ -265,7 +269,7 @@ class Owner:
         Every operation of torch lets go of Python's lock for a moment, and threads that go on at once hand it
         around: eight took 12 ms from one forward to the next, one after the other 5 ms (two cores).
         """
-        self._mixed, self._max_gather_s = mixed, max_gather_s
+        self._mixed, self._max_gather_s, self._weights_share = mixed, max_gather_s, weights_share
         self.numbers = itertools.count()
         """Of clients, in the order they came."""
         self._tickets = itertools.count()
@@ -453,9 +457,11 @@ class Owner:
     ) -> list[Any]:
         """One forward for all of `calls`: (adapters, arguments, rows) of each."""
         rows = [rows for _, _, rows in calls]
+        weights_bytes = int(self._weights_share * module.spare_bytes(group, sum(rows)))
         with (
+            # First, since weights that are made here and stay are no part of what the forward takes.
+            self._mixed([(adapters, rows) for adapters, _, rows in calls], weights_bytes),
             module.memory.forward(group, sum(rows)),
-            self._mixed([(adapters, rows) for adapters, _, rows in calls]),
         ):
             outputs = module.run([arguments for _, arguments, _ in calls], rows)
         self.forwards[module.name] += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -139,6 +140,25 @@ def test_old_kinds_are_forgotten() -> None:
     assert [cap.most_rows(kind, 32) for kind in (0, 1, 2, MOST_KINDS)] == [9, 32, 9, 9]
 
 
+@pytest.mark.parametrize(
+    ("used_bytes", "rows", "spare_bytes"),
+    [
+        pytest.param(0, 2, 1000 - 50 - 60, id="less the reserve and the forward's own"),
+        pytest.param(350, 4, 650 - 50 - 120, id="of a larger forward"),
+        pytest.param(950, 1, 0, id="nothing left"),
+    ],
+)
+def test_what_a_forward_leaves(used_bytes: int, rows: int, spare_bytes: int) -> None:
+    device = Device(total_bytes=1000)
+    cap = MemoryCap(device)
+    assert cap.spare_bytes("kind", 2) == 0  # nothing is known yet
+    _forward(cap, device, 2, row_bytes=30)
+    device.used_bytes = used_bytes
+    with cap.forward("a probe", 1):
+        device.run(0)
+    assert cap.spare_bytes("kind", rows) == spare_bytes
+
+
 def test_on_a_cpu_nothing_is_capped() -> None:
     assert gauge_of(torch.device("cpu")) is None
     cap = MemoryCap(None)
@@ -164,7 +184,7 @@ class Filling(nn.Module):
 def test_the_owner_keeps_forwards_within_the_device() -> None:
     device = Device(total_bytes=1000, used_bytes=800)
     module = Filling(device)
-    owner = Owner(lambda calls: nullcontext(), max_gather_s=0.0)
+    owner = Owner(lambda *_: nullcontext(), max_gather_s=0.0)
     try:
         shared = SharedModule(owner, "filling", module, CallShape(stage=0, max_rows=32))
         shared.memory = MemoryCap(device)
@@ -174,6 +194,32 @@ def test_the_owner_keeps_forwards_within_the_device() -> None:
                 assert torch.equal(client.call(shared, (x,), {}), 2 * x)
         # (200 - 50 in reserve) / 30: the device is never full, and nothing has to be run again.
         assert module.batches == [2, 5, 5, 4]
+    finally:
+        owner.close()
+
+
+def test_a_loop_gets_a_share_of_what_its_forwards_leave_and_that_is_no_part_of_them() -> None:
+    device = Device(total_bytes=1000)
+    offered: list[int] = []
+
+    @contextmanager
+    def mixed(calls: object, weights_bytes: int) -> Iterator[None]:
+        offered.append(weights_bytes)
+        device.used_bytes += weights_bytes
+        yield
+
+    owner = Owner(mixed, max_gather_s=0.0, weights_share=0.5)
+    try:
+        for loops in (False, True):
+            shape = CallShape(stage=0, max_rows=32, loops=loops)
+            shared = SharedModule(owner, "filling", Filling(device), shape)
+            shared.memory = MemoryCap(device)
+            with owner.client((), None) as client:
+                for _ in range(2):
+                    client.call(shared, (torch.ones(2, 1),), {})
+        assert offered == [0, 0, 0, (1000 - 50 - 60) // 2]
+        arguments, _ = shared.prepared((torch.ones(2, 1),), {})
+        assert shared.most_rows(shared.group(arguments), 0.0) == (1000 - 445 - 50) // 30
     finally:
         owner.close()
 

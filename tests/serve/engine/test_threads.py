@@ -21,7 +21,7 @@ def _in_new_thread(work: Callable[[], int]) -> int:
 
 
 def _owner() -> Owner:
-    return Owner(lambda calls: contextlib.nullcontext(), max_gather_s=0.0)
+    return Owner(lambda *_: contextlib.nullcontext(), max_gather_s=0.0)
 
 
 def test_one_core_ends_with_the_block() -> None:

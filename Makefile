@@ -12,7 +12,7 @@ demo: .venv/installed
 # Files side by side, as many as there are cores: each computes with one thread, or they would wait for each other.
 # Tests start hundreds of processes, which are to find hubctl compiled.
 test: .venv/installed
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Other versions of huggingface_hub, npm's client, a caching proxy: each in an environment of its own, in .clients.
 test-clients: .venv/installed

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.train import tiny
+from tests.train import samples, tiny
 from train.config import TrainConfig
 from train.events import Event
 from train.run import train
@@ -40,12 +41,11 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def few_sampling_steps() -> None:
-    from train.evaluation import pictures
-    from train.tasks import diffusion
-
-    # No test looks at how good a sample is, and most trainings draw some.
-    diffusion.SAMPLE_STEPS = pictures.SAMPLE_STEPS = 3
+def few_sampling_steps() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("train.tasks.diffusion", "train.evaluation.pictures"):
+            patch.setattr(f"{module}.SAMPLE_STEPS", samples.STEPS)
+        yield
 
 
 @pytest.fixture(scope="session")

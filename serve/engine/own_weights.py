@@ -19,8 +19,8 @@ K = TypeVar("K", bound=Hashable)
 
 _CACHED = 1 << 17
 """Numbers of a weight on a CPU: one for each of eight samples stays in a processor's cache."""
-_LOST_BITS = 13
-"""Of float32's 23 bits of fraction, those that float16 does not have."""
+_LOST_BITS = {torch.float16: 13, torch.bfloat16: 16}
+"""Of float32's 23 bits of fraction, those that a number in half precision does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +61,31 @@ def worth_keeping(layers: Mapping[K, Met], *, room: int) -> list[K]:
 def can_keep(layer: nn.Linear, x: torch.Tensor) -> bool:
     """Whether samples can have weights of their own in `layer`, whose input is `x`.
 
-    Not in bfloat16, where what rounding changes would be as much as what it leaves; nor of weights that are
-    quantised. On a CPU they must be small: there the weights of a sample are read from memory that is slow.
+    Not of weights that are quantised. On a CPU they must be small and float32: its memory is slow, and it has
+    few quick products in half precision.
     """
     weight = layer.weight
     if type(weight) is not nn.Parameter or weight.device != x.device or weight.dtype != x.dtype:
         return False
     if weight.device.type == "cpu":
         return weight.dtype == torch.float32 and weight.numel() <= _CACHED
-    return weight.dtype in (torch.float32, torch.float16)
+    return weight.dtype == torch.float32 or weight.dtype in _LOST_BITS
 
 
 def own_weights(layer: nn.Linear, a: torch.Tensor, b: torch.Tensor, seed: int) -> torch.Tensor:
     """W^T + a^T @ b of each sample, (N, in, out), from a (N, R, in) and b (N, R, out).
 
-    Float16 is rounded up or down by chance, in proportion to what is lost; `seed` decides. Rounded to the
-    nearest, a change of less than half a step would be lost in every number of the weight, and so whole.
+    Half precision is rounded up or down by chance, in proportion to what is lost; `seed` decides. Rounded to
+    the nearest, a change of less than half a step would be lost in every number of the weight, and so whole.
     """
     weight = layer.weight.T
     if weight.dtype == torch.float32:
         return torch.baddbmm(weight.expand(len(a), -1, -1), a.transpose(1, 2), b)
     wide = torch.baddbmm(weight.float().expand(len(a), -1, -1), a.float().transpose(1, 2), b.float())
     chance = torch.Generator(weight.device).manual_seed(seed)
-    noise = torch.randint(
-        1 << _LOST_BITS, weight.shape, generator=chance, device=weight.device, dtype=torch.int32
-    )
-    wide.view(torch.int32).add_(noise).bitwise_and_(-1 << _LOST_BITS)
+    first_kept = 1 << _LOST_BITS[weight.dtype]
+    noise = torch.randint(first_kept, weight.shape, generator=chance, device=weight.device, dtype=torch.int32)
+    wide.view(torch.int32).add_(noise).bitwise_and_(-first_kept)
     return wide.to(weight.dtype)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.train import samples, tiny
+from tests.train import tiny
 from train.config import TrainConfig
 from train.events import Event
 from train.run import train
@@ -38,14 +37,6 @@ def one_thread() -> None:
 
     # Two threads on a tiny model wait for each other more than they compute.
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def few_sampling_steps() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("train.tasks.diffusion", "train.evaluation.pictures"):
-            patch.setattr(f"{module}.SAMPLE_STEPS", samples.STEPS)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-STEPS = 3
-"""That pictures are drawn in here: no test looks at how good one is, and most trainings draw some."""
 TOLERANCE = 2.5 / 255
 """The sample was rounded, and computed from prompts that were encoded apart."""
 
@@ -27,7 +25,7 @@ def drawn(pipeline: Any, prompt: str, kind: str) -> np.ndarray:
         prompt,
         height=32,
         width=32,
-        num_inference_steps=STEPS,
+        num_inference_steps=20,
         guidance_scale=3.5 if kind == "flux" else 5.0,
         generator=torch.Generator().manual_seed(0),
         output_type="np",

@@ -16,7 +16,7 @@ from PIL import Image
 from hubctl.adapter.card import Result, with_result
 from hubctl.errors import DataError, InputError
 from tests.cli import run_cli
-from tests.train import samples, tiny
+from tests.train import tiny
 from tests.train.conftest import Trained
 from train.evaluation.config import EvalConfig, Report
 from train.evaluation.run import evaluate
@@ -144,7 +144,7 @@ def test_pictures_are_judged_by_clip_as_transformers_has_it(
     pipeline.set_adapters(["a"], [0.5])
     prompts = ["red apple", "blue apple", "green apple", "red apple"]
     pictures = pipeline(
-        prompts, height=32, width=32, num_inference_steps=samples.STEPS, guidance_scale=5.0,
+        prompts, height=32, width=32, num_inference_steps=20, guidance_scale=5.0,
         generator=[torch.Generator().manual_seed(seed) for seed in range(4)],
     ).images  # fmt: skip
     model = CLIPModel.from_pretrained(clip).eval()

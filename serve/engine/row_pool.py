@@ -214,18 +214,18 @@ class RowPool:
             start += count
 
     @contextmanager
-    def mixed(self, calls: Sequence[tuple[Uses, int]], weights_bytes: int = 0) -> Iterator[None]:
+    def mixed(self, calls: Sequence[tuple[Uses, int]], weights_bytes: int | None = None) -> Iterator[None]:
         """Make the forward inside follow `calls`: the adapters of each call, and its rows in the batch.
 
-        `weights_bytes` is what samples' own weights may take, for a forward that is one of a loop: from the
-        second one of the same calls on.
+        `weights_bytes` is what samples' own weights may take, which they get from the second forward of the
+        same calls on; None for what is no loop, and keeps its rows.
         """
         # A lease gives a use of its own, whose rows nobody changes: the same uses have the same values.
         if self._last[0] != tuple(calls):
             self._last, self._met = (tuple(calls), self._mix_of(calls)), {}
-        self.mix, self._loops = self._last[1], weights_bytes > 0
+        self.mix, self._loops = self._last[1], weights_bytes is not None
         try:
-            if self.mix is not None and self._loops:
+            if self.mix is not None and weights_bytes is not None:
                 self._keep_weights(self.mix, weights_bytes)
             yield
         except Exception:

@@ -47,7 +47,7 @@ LAST_STAGE = 1 << 30
 """Beyond every stage: who is there comes back only for what it called first."""
 
 T = TypeVar("T")
-Mixed = Callable[[Sequence[tuple[Any, int]], int], AbstractContextManager[None]]
+Mixed = Callable[[Sequence[tuple[Any, int]], int | None], AbstractContextManager[None]]
 """Makes a forward's rows follow (adapters, rows) of each call in it; see `RowPool.mixed`."""
 
 
@@ -193,9 +193,11 @@ class SharedModule:
         rows, until_s = self._row_caps.get(group, (self.shape.max_rows, now_s))
         return self.memory.most_rows(group, rows if now_s < until_s else self.shape.max_rows)
 
-    def spare_bytes(self, group: Hashable, rows: int) -> int:
-        """What a forward of a loop leaves to its samples' own weights; nothing if modules come and go."""
-        return self.memory.spare_bytes(group, rows) if self.shape.loops and not self._offload else 0
+    def weights_bytes(self, group: Hashable, rows: int, share: float) -> int | None:
+        """The share of what such a forward leaves free; None for what is no loop, or comes and goes."""
+        if not self.shape.loops or self._offload:
+            return None
+        return int(share * self.memory.spare_bytes(group, rows))
 
     def cap_rows(self, group: Hashable, rows: int, now_s: float) -> None:
         """Remember for a while that more rows than this do not fit into the device's memory."""
@@ -457,7 +459,7 @@ class Owner:
     ) -> list[Any]:
         """One forward for all of `calls`: (adapters, arguments, rows) of each."""
         rows = [rows for _, _, rows in calls]
-        weights_bytes = int(self._weights_share * module.spare_bytes(group, sum(rows)))
+        weights_bytes = module.weights_bytes(group, sum(rows), self._weights_share)
         with (
             # First, since weights that are made here and stay are no part of what the forward takes.
             self._mixed([(adapters, rows) for adapters, _, rows in calls], weights_bytes),

@@ -200,12 +200,12 @@ def test_the_owner_keeps_forwards_within_the_device() -> None:
 
 def test_a_loop_gets_a_share_of_what_its_forwards_leave_and_that_is_no_part_of_them() -> None:
     device = Device(total_bytes=1000)
-    offered: list[int] = []
+    offered: list[int | None] = []
 
     @contextmanager
-    def mixed(calls: object, weights_bytes: int) -> Iterator[None]:
+    def mixed(calls: object, weights_bytes: int | None) -> Iterator[None]:
         offered.append(weights_bytes)
-        device.used_bytes += weights_bytes
+        device.used_bytes += weights_bytes or 0
         yield
 
     owner = Owner(mixed, max_gather_s=0.0, weights_share=0.5)
@@ -217,7 +217,7 @@ def test_a_loop_gets_a_share_of_what_its_forwards_leave_and_that_is_no_part_of_t
             with owner.client((), None) as client:
                 for _ in range(2):
                     client.call(shared, (torch.ones(2, 1),), {})
-        assert offered == [0, 0, 0, (1000 - 50 - 60) // 2]
+        assert offered == [None, None, 0, (1000 - 50 - 60) // 2]
         arguments, _ = shared.prepared((torch.ones(2, 1),), {})
         assert shared.most_rows(shared.group(arguments), 0.0) == (1000 - 445 - 50) // 30
     finally:

@@ -171,7 +171,7 @@ class _Counted:
         _forget(self.pool)
 
     @torch.no_grad()
-    def flops(self, weights_bytes: int = 0) -> int:
+    def flops(self, weights_bytes: int | None = None) -> int:
         """Of a forward, whose answer must be the one of rows."""
         with self.pool.mixed(self.calls, weights_bytes):
             found = self._flops(self.model)
@@ -189,6 +189,12 @@ def test_a_loop_computes_no_more_than_the_base_from_its_second_forward_on() -> N
     each = _Counted()
     first, second, third = (each.flops(_MANY_BYTES) for _ in range(3))
     assert first > second == third == each.alone
+
+
+def test_what_a_first_forward_leaves_free_is_known_only_afterwards() -> None:
+    each = _Counted()
+    rows = each.flops(0)
+    assert each.flops(_MANY_BYTES) == each.alone < rows
 
 
 def test_what_is_no_loop_keeps_its_rows() -> None:
@@ -222,10 +228,10 @@ def test_half_precision_on_a_gpu(dtype: torch.dtype, most: float) -> None:
     pool = RowPool({"unet": model}, 8)
     calls, x = _calls(pool), torch.randn(4, 64, 32, device="cuda").to(dtype)
     answers = []
-    for weights_bytes in (0, _MANY_BYTES, _MANY_BYTES):
+    for weights_bytes in (None, _MANY_BYTES, _MANY_BYTES):
         with pool.mixed(calls, weights_bytes):
             answers.append(model(x))
-        if not weights_bytes:
+        if weights_bytes is None:
             _forget(pool)
     rows, again, own = answers
     assert torch.equal(rows, again)

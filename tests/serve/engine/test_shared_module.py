@@ -54,7 +54,7 @@ class Toy(nn.Module):
 
 
 @contextmanager
-def _no_mix(calls: Sequence[tuple[Any, int]], weights_bytes: int) -> Iterator[None]:
+def _no_mix(calls: Sequence[tuple[Any, int]], weights_bytes: int | None) -> Iterator[None]:
     yield
 
 

@@ -3,18 +3,16 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-out
-WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
 
 .PHONY: demo test test-clients lint format docs clean
 
 demo: .venv/installed
 	$(BIN)/hubctl demo --workdir $(DEMO_DIR)
 
-# Files side by side, one more than there are cores, since tests wait for processes a sixth of the time; each computes
-# with one thread, or they would wait for each other. In their order: files of few tests, which would come last, take
-# longest. Tests start hundreds of processes, which are to find hubctl compiled.
+# Files side by side, as many as there are cores: each computes with one thread, or they would wait for each other.
+# Tests start hundreds of processes, which are to find hubctl compiled.
 test: .venv/installed
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Other versions of huggingface_hub, npm's client, a caching proxy: each in an environment of its own, in .clients.
 test-clients: .venv/installed

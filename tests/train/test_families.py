@@ -118,7 +118,7 @@ def test_the_loss_is_what_diffusers_own_call_of_the_denoiser_gives(
 
 
 @pytest.mark.parametrize("kind", DENOISERS)
-def test_a_frozen_base_in_half_precision_trains_and_draws(
+def test_a_frozen_base_in_half_precision_trains(
     tmp_path: Path, captioned: Path, bases: dict[str, Path], kind: str
 ) -> None:
     task = opened(bases[kind], captioned, tmp_path, torch.bfloat16)
@@ -128,7 +128,6 @@ def test_a_frozen_base_in_half_precision_trains_and_draws(
     trained = [p for p in task.module.parameters() if p.requires_grad]
     assert {p.dtype for p in trained} == {torch.float32}
     assert all(p.grad is not None for p in trained if p.dim() > 1)
-    assert len(task.diffusion.draw(task._shown, len(task.prompts))) == len(task.prompts)
     assert task.diffusion.pipeline.text_encoder is None
 
 

@@ -19,6 +19,8 @@ K = TypeVar("K", bound=Hashable)
 
 _CACHED = 1 << 17
 """Numbers of a weight on a CPU: one for each of eight samples stays in a processor's cache."""
+_LEAST_WORTH = 0.4
+"""Below 1, since the two products of rows cost something beside what they read and write."""
 _LOST_BITS = {torch.float16: 13, torch.bfloat16: 16}
 """Of float32's 23 bits of fraction, those that a number in half precision does not have."""
 
@@ -52,7 +54,7 @@ def worth_keeping(layers: Mapping[K, Met], *, room: int) -> list[K]:
     """
     kept = []
     for key in sorted(layers, key=lambda key: -layers[key].worth):
-        if layers[key].worth > 1 and layers[key].numbers <= room:
+        if layers[key].worth > _LEAST_WORTH and layers[key].numbers <= room:
             room -= layers[key].numbers
             kept.append(key)
     return kept

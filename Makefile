@@ -1,5 +1,5 @@
-# Each target sets up .venv by itself, with plain pip and the tested versions. Python compiles what it imports: of
-# all that is installed that is a quarter.
+# Each target sets up .venv by itself, with plain pip and the tested versions. Python compiles what it imports, which
+# is about a third of all that is installed.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 DEMO_DIR ?= demo-out

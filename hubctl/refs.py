@@ -96,5 +96,9 @@ class PinnedRef:
     sha256: str
     """Of the weights file, 64 hex digits."""
 
+    def __hash__(self) -> int:
+        # A request asks caches for it some twenty times: one string, whose hash Python keeps, will do.
+        return hash(self.sha256)
+
     def __str__(self) -> str:
         return f"{self.repo_id}@{self.commit[:12]}"

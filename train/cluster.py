@@ -20,6 +20,8 @@ T = TypeVar("T")
 POLL_S = 0.5
 AGAIN_S = (1, 2, 4, 8, 16)
 """Waits before each further try where the dashboard does not answer: half a minute in all."""
+_NOT_UP = "No available agent"
+"""Of Ray's answer to a job where the head has just started: nothing has been begun."""
 STOP_S = 60
 """How long a stopped job may take to end."""
 
@@ -43,7 +45,8 @@ def run_job(
         folder: What the job works in; 500 MiB at most, as Ray has it.
         gpus: That the job takes; it waits until they are free.
         env: Variables of the job; everyone who sees the dashboard sees them.
-        again_s: How long to wait before each further try where a question about the job gets no answer.
+        again_s: How long to wait before each further try where a question about the job gets no answer, or
+            where the cluster is not up yet.
 
     Raises:
         UnavailableError: nobody answers at the address; or no longer, and then the job goes on.
@@ -67,7 +70,9 @@ def run_job(
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        job = client.submit_job(
+        job = _submitted(
+            client,
+            again_s,
             entrypoint=command,
             runtime_env={"working_dir": str(folder), "env_vars": dict(env)},
             entrypoint_num_gpus=gpus,
@@ -90,6 +95,18 @@ def run_job(
         raise
     if status != JobStatus.SUCCEEDED:
         raise InputError(f"the job {job} on {address} has {status.value.lower()}", hint=logs)
+
+
+def _submitted(client: Any, again_s: Sequence[float], **job: Any) -> str:
+    """The id of the job, which the cluster has taken."""
+    for wait_s in again_s:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if _NOT_UP not in str(error):
+                raise
+        time.sleep(wait_s)
+    return str(client.submit_job(**job))
 
 
 def _lines(client: Any, job: str, again_s: Sequence[float]) -> Generator[str, None, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve.engine.row_pool import Mix, RowPool
+from serve.engine.mix import Mix
+from serve.engine.row_pool import RowPool
 
 _MOST_GRAPHS = 64
 """Two for each size of images: one row alone is a graph of its own. torch's own limit is 8."""

@@ -24,8 +24,9 @@ from torch import nn
 
 from hubctl.errors import AdapterError, InputError
 from hubctl.refs import PinnedRef
+from serve.engine.mix import PooledUse
 from serve.engine.requests import LoraUse
-from serve.engine.row_pool import HostRows, PooledUse, RowPool
+from serve.engine.row_pool import HostRows, RowPool
 from serve.engine.rows import RowLedger
 
 MAX_REFUSED = 1024

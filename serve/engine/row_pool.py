@@ -15,7 +15,6 @@ weight for each sample is kept instead (`own_weights.py`).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,17 +27,16 @@ from torch import nn
 
 from hubctl.adapter.names import current_name, renames
 from serve.engine.lora_layers import (
-    DORA_ROWS,
     Add,
     Gathered,
     dora_gain,
     kind_of,
     put_tokens,
 )
+from serve.engine.mix import DoraMix, Mix, Uses, mix_of
 from serve.engine.own_weights import Met, can_keep, own_weights, through_own_weights, worth_keeping
 
 _ALIGN = 16  # columns: every slot starts where wide loads can
-_WIDTHS = (4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,67 +72,6 @@ class HostRows:
     def size_bytes(self) -> int:
         """Memory that it takes."""
         return self.a.nbytes + self.b.nbytes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PooledUse:
-    """One adapter of one request, once its rows are filled."""
-
-    rows: tuple[int, ...]
-    """Its rank rows."""
-    scale: float
-    layers: frozenset[int]
-    """Slots that it changes."""
-    heads: Mapping[str, nn.Module]
-    """Modules that it replaces whole, by path."""
-    dora: tuple[int, ...] = ()
-    """Its `DORA_ROWS` further rows."""
-    tokens: tuple[int, ...] = ()
-    """Its further rows with the vectors of new tokens."""
-
-
-Uses = tuple[PooledUse, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DoraMix:
-    """Which of a sample's adapters use DoRA."""
-
-    rows: torch.Tensor
-    """(N, D, 4) int64; row 0 for those that are not there."""
-    scale: torch.Tensor
-    """(N, D)"""
-    before: torch.Tensor
-    """(N, R) int64: how many of the D come before the adapter that a rank row belongs to."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mix:
-    """What each sample of the present forward uses, or each group of samples side by side."""
-
-    rows: torch.Tensor
-    """(N, R) int64"""
-    scale: torch.Tensor
-    """(N, R)"""
-    dora: DoraMix | None
-    layers: frozenset[int]
-    """Slots that any sample changes; the others run bare."""
-    heads: tuple[Mapping[str, nn.Module], ...]
-    """(N)"""
-    batch: int
-    """Rows of the forward; N of them or a multiple."""
-    gathered: dict[int, Gathered] | None
-    """By slot, what its layer has gathered; None when that would take more memory than the pool."""
-    tokens: torch.Tensor | None = None
-    """(N, K) int64: rows of new tokens; 0 for those that are not there."""
-
-    def part(self, samples: Sequence[int]) -> Mix:
-        """The mix of some of the samples."""
-        index = torch.tensor(samples, device=self.rows.device)
-        dora = self.dora and DoraMix(*(t[index] for t in (self.dora.rows, self.dora.scale, self.dora.before)))
-        tokens = None if self.tokens is None else self.tokens[index]
-        heads = tuple(self.heads[i] for i in samples)
-        return Mix(self.rows[index], self.scale[index], dora, self.layers, heads, len(samples), None, tokens)
 
 
 class RowPool:
@@ -222,7 +159,8 @@ class RowPool:
         """
         # A lease gives a use of its own, whose rows nobody changes: the same uses have the same values.
         if self._last[0] != tuple(calls):
-            self._last, self._met = (tuple(calls), self._mix_of(calls)), {}
+            mix = mix_of(calls, self.a, row_by_row=self.row_by_row)
+            self._last, self._met = (tuple(calls), mix), {}
         self.mix, self._loops = self._last[1], weights_bytes is not None
         try:
             if self.mix is not None and weights_bytes is not None:
@@ -244,55 +182,6 @@ class RowPool:
             layer: Any = slot.layer
             kept = mix.gathered[slot.index]
             kept.weight = own_weights(layer, kept.a, kept.b, seed=slot.index)
-
-    def _mix_of(self, calls: Sequence[tuple[Uses, int]]) -> Mix | None:
-        if not self.row_by_row and not any(uses for uses, _ in calls):
-            return None
-        need = max(sum(len(use.rows) for use in uses) for uses, _ in calls)
-        width = next((w for w in _WIDTHS if w >= need), need)
-        # The two rows of a request with guidance are one sample here, unless a head must tell them apart.
-        apart = self.row_by_row or any(use.heads for uses, _ in calls for use in uses)
-        together = 1 if apart else math.gcd(*(n for _, n in calls))
-        calls = [(uses, n // together) for uses, n in calls]
-        rows, scales, heads = [], [], []
-        for uses, n in calls:
-            ids = [row for use in uses for row in use.rows]
-            scale = [use.scale for use in uses for _ in use.rows]
-            rows += [_padded(ids, width, 0)] * n
-            scales += [_padded(scale, width, 0.0)] * n
-            heads += [{path: head for use in uses for path, head in use.heads.items()}] * n
-        return Mix(
-            self._on_device(rows),
-            self._on_device(scales).to(self.a.dtype),
-            self._dora_of(calls, width),
-            frozenset().union(*(use.layers for uses, _ in calls for use in uses)),
-            tuple(heads),
-            len(rows) * together,
-            {} if len(rows) * width <= len(self.a) else None,
-            self._tokens_of(calls),
-        )
-
-    def _dora_of(self, calls: Sequence[tuple[Uses, int]], width: int) -> DoraMix | None:
-        most = max(sum(bool(use.dora) for use in uses) for uses, _ in calls)
-        if not most:
-            return None
-        rows, scales, before = [], [], []
-        for uses, n in calls:
-            with_dora = [use for use in uses if use.dora]
-            counts = itertools.accumulate((bool(use.dora) for use in uses), initial=0)
-            owner = [count for use, count in zip(uses, counts, strict=False) for _ in use.rows]
-            rows += [_padded([list(use.dora) for use in with_dora], most, [0] * DORA_ROWS)] * n
-            scales += [_padded([use.scale for use in with_dora], most, 0.0)] * n
-            before += [_padded(owner, width, 0)] * n
-        return DoraMix(self._on_device(rows), self._on_device(scales), self._on_device(before))
-
-    def _tokens_of(self, calls: Sequence[tuple[Uses, int]]) -> torch.Tensor | None:
-        own = [[row for use in uses for row in use.tokens] for uses, n in calls for _ in range(n)]
-        most = max(map(len, own))
-        return self._on_device([_padded(rows, most, 0) for rows in own]) if most else None
-
-    def _on_device(self, values: list[Any]) -> torch.Tensor:
-        return torch.tensor(values, device=self.a.device)
 
     def _hook(self, slot: Slot, add: Add) -> Any:
         def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> torch.Tensor | None:
@@ -417,7 +306,3 @@ def _runs(rows: tuple[int, ...]) -> list[tuple[int, int]]:
         else:
             runs.append((row, 1))
     return runs
-
-
-def _padded(values: list[Any], length: int, filling: Any) -> list[Any]:
-    return values + [filling] * (length - len(values))

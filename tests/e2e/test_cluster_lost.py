@@ -1,4 +1,4 @@
-"""A Ray dashboard that drops out while a job runs: HTTP as Ray's own client speaks it, then silence."""
+"""A Ray dashboard that is not up yet, or drops out while a job runs: HTTP as Ray's own client speaks it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hubctl.errors import UnavailableError
+from hubctl.errors import InputError, UnavailableError
 from train.cluster import run_job
 
 JOB = "raysubmit_1"
+JOBS = "/api/jobs/"
 DETAILS, LOG = f"/api/jobs/{JOB}", f"/api/jobs/{JOB}/logs"
 
 
@@ -23,10 +24,12 @@ class Dashboard(ThreadingHTTPServer):
     def __init__(self, silent_for: int) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.silent_for = silent_for
+        self.refusals: list[str] = []
+        """What it says to the next jobs instead of taking them."""
         self.asked: list[str] = []
         self.answers = {
             "/api/version": {"version": "4", "ray_version": "2.60.0", "ray_commit": ""},
-            "/api/jobs/": {"job_id": JOB, "submission_id": JOB},
+            JOBS: {"job_id": JOB, "submission_id": JOB},
             DETAILS: {"type": "SUBMISSION", "submission_id": JOB, "status": "RUNNING", "entrypoint": ""},
             LOG: {"logs": "first\nsecond\nthi"},
         }
@@ -50,11 +53,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.append(self.path)
-        self._answer()
+        if self.path == JOBS and self.server.refusals:
+            self._send(500, self.server.refusals.pop().encode())
+        else:
+            self._answer()
 
     def _answer(self) -> None:
-        body = json.dumps(self.server.answers.get(self.path, {})).encode()
-        self.send_response(200)
+        self._send(200, json.dumps(self.server.answers.get(self.path, {})).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -96,3 +104,19 @@ def test_a_dashboard_that_comes_back_is_listened_to_further(dashboard: Dashboard
     dashboard.answers[DETAILS] |= {"status": "SUCCEEDED"}
     assert list(lines) == ["third"]
     assert dashboard.silent_for == 0
+
+
+@pytest.mark.parametrize("dashboard", [0], indirect=True)
+def test_a_head_that_has_just_started_is_asked_again(dashboard: Dashboard, tmp_path: Path) -> None:
+    dashboard.refusals = ["No available agent to submit job, please try again later."] * 2
+    dashboard.answers[DETAILS] |= {"status": "SUCCEEDED"}
+    assert list(job(dashboard, tmp_path)) == ["first", "second", "thi"]
+    assert dashboard.asked.count(JOBS) == 3
+
+
+@pytest.mark.parametrize("dashboard", [0], indirect=True)
+def test_another_refusal_is_told_at_once(dashboard: Dashboard, tmp_path: Path) -> None:
+    dashboard.refusals = ["no such runtime environment"]
+    with pytest.raises(InputError, match=r"does not take the job: .*no such runtime environment"):
+        next(job(dashboard, tmp_path))
+    assert dashboard.asked.count(JOBS) == 1

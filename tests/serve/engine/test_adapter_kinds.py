@@ -16,8 +16,9 @@ from torch import nn
 from hubctl.adapter.layout import read_layout
 from hubctl.errors import AdapterError
 from serve.engine.host_rows import read_rows
+from serve.engine.mix import PooledUse
 from serve.engine.residency import Adapter
-from serve.engine.row_pool import HostRows, PooledUse, RowPool
+from serve.engine.row_pool import HostRows, RowPool
 from tests.serve import tiny
 
 SAMPLES, TOKENS, WIDTH, ENTRIES = 6, 5, 12, 30

@@ -19,8 +19,9 @@ from hubctl.errors import InputError
 from serve.engine.compiled import Compiled
 from serve.engine.config import EngineConfig
 from serve.engine.generate import ImageEngine
+from serve.engine.mix import Mix
 from serve.engine.requests import ImageRequest, LoraUse, SegmentRequest
-from serve.engine.row_pool import Mix, RowPool
+from serve.engine.row_pool import RowPool
 from serve.engine.segment import SegmentEngine
 from tests.serve import reference, segmenters, tiny, tiny_pipelines
 from tests.serve.waiting import until

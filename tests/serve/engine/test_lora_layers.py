@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from serve.engine.row_pool import HostRows, PooledUse, RowPool, Uses
+from serve.engine.mix import PooledUse, Uses
+from serve.engine.row_pool import HostRows, RowPool
 
 SAMPLES = 4
 

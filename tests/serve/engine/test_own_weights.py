@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from serve.engine.mix import PooledUse, Uses
 from serve.engine.own_weights import Met, can_keep, own_weights, through_own_weights, worth_keeping
-from serve.engine.row_pool import HostRows, PooledUse, RowPool, Uses
+from serve.engine.row_pool import HostRows, RowPool
 
 _LAYERS = {"wide": Met(4096, 640, 640), "narrow": Met(64, 320, 320), "text": Met(77, 2048, 1280)}
 _MANY_BYTES = 1 << 30

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from hubctl.adapter.dialect import DIALECTS, recognise
 from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.names import Renames, current_name, renames
 from hubctl.adapter.new_tokens import NewTokens, is_tokens_file, read_new_tokens
@@ -42,10 +43,15 @@ _PEFT_CLASSES = {
     "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder_2",
 }  # fmt: skip
+_PEFT_TRANSFORMER = re.compile(
+    r"\w*Transformer[23]DModel"
+)  # as diffusers calls all of its denoising transformers
+_PEFT_ALPHA = 8  # of a LoraConfig that does not say
+_FOREIGN = ("xlabs", "bfl", "bfl-control", "fal", "comfyui")  # of `dialect.DIALECTS`; the rest by name:
 _OTHER_KINDS = {
-    "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "the attention-processor format of 2023",
+    "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "diffusers' attention-processor",
     "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "dora_scale": "kohya",
-    ".lora.down.": "diffusers' format before 0.18",
+    ".lora.down.": "diffusers' older",
 }  # fmt: skip
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -160,13 +166,14 @@ def _layout(
     if peft_config is not None:
         _refuse_variants(peft_config)
     saved = _saved_modules(peft_config or {})
-    places = {key: _split(key, dialect, component) for key in header.tensors}
+    places = {key: _split(key, dialect, component, header) for key in header.tensors}
     rules = _rules(places.values())
     pairs: dict[tuple[str, str], dict[str, str]] = {}
     heads = []
     for key, (component, name) in places.items():
         saved_as, mark, end = name.rpartition(".lora_")
-        if half := _HALVES.get(mark + end):
+        # `default` is what peft calls an adapter inside a model; diffusers reads names with it too.
+        if half := _HALVES.get(mark + end.replace(".default", "") if dialect == "diffusers" else mark + end):
             layer = current_name(saved_as, rules[component])
             found = pairs.setdefault((component, layer), {})
             if half in found:
@@ -182,7 +189,7 @@ def _layout(
                 )
             )
         else:
-            _refuse_key(key)
+            _refuse_key(key, header)
     for component in {component for component, _ in pairs}:
         _refuse_variants(configs.get(component, {}))
     modules = [
@@ -208,17 +215,21 @@ def _peft_component(header: Header, config: dict[str, Any]) -> str:
     stated = header.metadata.get(PEFT_COMPONENT)
     mapping = config.get("auto_mapping")
     model = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    return stated if stated in _COMPONENTS else _PEFT_CLASSES.get(str(model), "model")
+    if stated in _COMPONENTS:
+        return str(stated)
+    if _PEFT_TRANSFORMER.fullmatch(str(model)):
+        return "transformer"
+    return _PEFT_CLASSES.get(str(model), "model")
 
 
-def _split(key: str, dialect: str, whole: str) -> tuple[str, str]:
+def _split(key: str, dialect: str, whole: str, header: Header) -> tuple[str, str]:
     if dialect == "peft":
         if not key.startswith(_PEFT_PREFIX):
-            _refuse_key(key)
+            _refuse_key(key, header)
         return whole, key.removeprefix(_PEFT_PREFIX)
     component, _, name = key.partition(".")
     if component not in _COMPONENTS:
-        _refuse_key(key)
+        _refuse_key(key, header)
     return component, name
 
 
@@ -252,7 +263,8 @@ def _module(
     stated = _setting(config, "rank_pattern", "r", rank, (module, as_saved))
     if stated != rank:
         raise AdapterError(f"'{where}' has rank {rank}, its settings say {stated:g}")
-    alpha = _setting(config, "alpha_pattern", "lora_alpha", rank, (module, as_saved))
+    unsaid = _PEFT_ALPHA if config else rank
+    alpha = _setting(config, "alpha_pattern", "lora_alpha", unsaid, (module, as_saved))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraModule(
         component=component,
@@ -286,8 +298,8 @@ def _matches(pattern: str, names: tuple[str, ...]) -> bool:
 
     Only plain paths are taken: the file comes from a stranger, and a regular expression can hang a server.
     """
-    plain = pattern.removeprefix("^").replace("\\.", ".")
-    if not re.fullmatch(r"[\w.]+", plain):
+    plain = re.sub(r"\\([.-])", r"\1", pattern.removeprefix("^"))
+    if not re.fullmatch(r"[\w.-]+", plain):
         raise AdapterError(f"the rank or alpha pattern '{pattern[:80]}' is not a plain module path")
     whole = pattern.startswith("^")
     return any(name == plain or (not whole and name.endswith("." + plain)) for name in names)
@@ -325,10 +337,12 @@ def _refuse_variants(config: dict[str, Any]) -> None:
         )
 
 
-def _refuse_key(key: str) -> NoReturn:
+def _refuse_key(key: str, header: Header) -> NoReturn:
+    way = "save it with diffusers' save_lora_weights or peft's save_pretrained"
+    if (dialect := recognise(header).dialect) in _FOREIGN:
+        raise AdapterError(f"this adapter is in the form of {DIALECTS[dialect]} ('{key[:80]}')", hint=way)
     for mark, kind in _OTHER_KINDS.items():
         if mark in key:
-            way = "save it with diffusers' save_lora_weights or peft's save_pretrained"
             raise AdapterError(
                 f"this adapter is in {kind} form ('{key[:80]}')",
                 hint="hubctl convert FILE --to diffusers -o DIR" if kind == "kohya" else way,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+
+_PLAIN = ("model.safetensors", "model.safetensors.index.json")
 
 
 def load_pipeline(
@@ -28,4 +31,16 @@ def load_pipeline(
     if "safety_checker" in absent:
         absent["requires_safety_checker"] = False  # or diffusers warns
     kinds = dtype if isinstance(dtype, torch.dtype) else dict(dtype)
-    return DiffusionPipeline.from_pretrained(folder, dtype=kinds, local_files_only=True, **absent)
+    return DiffusionPipeline.from_pretrained(
+        folder, dtype=kinds, variant=_variant(folder), local_files_only=True, **absent
+    )
+
+
+def _variant(folder: Path) -> str | None:
+    """What to ask diffusers for where a component has no weights but those of a variant: `fp16`, say."""
+    for component in sorted(path.parent for path in folder.glob("*/config.json")):
+        plain = any(path.name.endswith(_PLAIN) for path in component.iterdir())
+        files = sorted(component.glob("*model.*.safetensors"))
+        if files and not plain:
+            return re.split(r"[.-]", files[0].name)[1]
+    return None

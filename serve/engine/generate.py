@@ -219,10 +219,10 @@ class ImageEngine:
                 f"no scheduler '{name}'", hint=f"choose one of: {', '.join(SCHEDULERS)}", param="scheduler"
             )
         class_name, changes = SCHEDULERS[name]
-        # All of these belong to one kind; LCM's is missing in the lists of the others.
+        # All of these belong to one kind; LCM's and TCD's are missing in the lists of the others.
         kinds = {type(own).__name__, *(c.__name__ for c in own.compatibles)}
         flows = own.config.get("prediction_type") == "flow_prediction"
-        if flows or not kinds & {"DDIMScheduler", "LCMScheduler"}:
+        if flows or not kinds & {"DDIMScheduler", "LCMScheduler", "TCDScheduler"}:
             raise InputError(
                 f"the scheduler '{name}' does not fit {self._core.base.id}",
                 hint="leave the scheduler out",

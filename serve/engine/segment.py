@@ -89,14 +89,17 @@ class SegmentEngine:
                 f"engine: offload is for bases of several modules, {base.id} is one", hint="leave it out"
             )
         device, dtype = pick_device(config, base.family)
-        self._processor: Any = AutoImageProcessor.from_pretrained(
-            base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
-        )
+        self._processor = _processor(base)
         with one_core():
             model: Any = load_segmenter(base.path, dtype=dtype, local_files_only=True)
             for name in _backbones(model):
                 quantize(getattr(model, name), config.quantize)
             self._model = model.to(device).eval()
+        if model.config.num_labels > _MAX_CLASSES:
+            raise InputError(
+                f"{base.id} has {model.config.num_labels} classes (limit {_MAX_CLASSES})",
+                hint="name another base",
+            )
         self._device, self._dtype = device, dtype
         self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
         self._core = Core(base, config, fetch, {"model": self._model}, self._read_heads)
@@ -117,7 +120,8 @@ class SegmentEngine:
         self._labels: dict[int, str] = {}
         """Of the base's own classes; none where every adapter brings its head."""
         if not base.family.headless:
-            self._labels = {int(i): str(name) for i, name in model.config.id2label.items()}
+            named = {int(i): str(name) for i, name in model.config.id2label.items()}
+            self._labels = {i: named.get(i, f"class {i}") for i in range(model.config.num_labels)}
 
     def generate(self, request: ImageRequest, cancelled: Cancelled = None) -> ImageResult:
         """Refuse: this base labels images."""
@@ -185,9 +189,16 @@ class SegmentEngine:
             raise InputError("the image is not RGB with 8 bits", param="image")
         # Told where the channels are: an image 3 pixels high looks to transformers like three channels.
         with one_core():
-            pixels: torch.Tensor = self._processor(
-                images=image, input_data_format="channels_last", return_tensors="pt"
-            )["pixel_values"]
+            try:
+                pixels: torch.Tensor = self._processor(
+                    images=image, input_data_format="channels_last", return_tensors="pt"
+                )["pixel_values"]
+            except ValueError as error:  # a side of no pixels, where the processor keeps the aspect ratio
+                height, width = image.shape[:2]
+                raise InputError(
+                    f"{self._core.base.id} takes no image of {width} x {height} pixels: {error}",
+                    param="image",
+                ) from error
             return pixels.to(self._device, self._dtype)
 
     def _read_heads(
@@ -219,6 +230,17 @@ class SegmentEngine:
         if classes > _MAX_CLASSES:
             raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
         return heads, _label_names(folder, classes, self._labels) if heads or self._labels else None
+
+
+def _processor(base: BaseModel) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(
+            base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{base.id} has no image processor: {error}", hint="save it into the base's folder"
+        ) from error
 
 
 def _backbones(model: Any) -> set[str]:

@@ -195,6 +195,71 @@ def test_saved_modules_are_found_by_their_endings_as_in_peft(
     assert (head.module, head.name) == (module, "auxiliary_head.head.0.weight")
 
 
+def test_a_setting_that_is_not_said_is_peft_s_own(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    (module,) = read_layout(peft_folder(tmp_path, pair("a.to_q"), {"r": 2})).modules
+    assert module.alpha == LoraConfig(r=2).lora_alpha
+
+
+@pytest.mark.parametrize(
+    "pattern", ["all_x_embedder.2-1", r"all_x_embedder\.2\-1", "^layers.all_x_embedder.2-1"]
+)
+def test_patterns_name_layers_with_a_dash(tmp_path: Path, pattern: str) -> None:
+    settings = {"r": 4, "lora_alpha": 4, "rank_pattern": {pattern: 2}, "alpha_pattern": {pattern: 3}}
+    (module,) = read_layout(peft_folder(tmp_path, pair("layers.all_x_embedder.2-1"), settings)).modules
+    assert (module.rank, module.alpha) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "component"),
+    [
+        ("UNet2DConditionModel", "unet"),
+        ("FluxTransformer2DModel", "transformer"),
+        ("SD3Transformer2DModel", "transformer"),
+        ("ZImageTransformer2DModel", "transformer"),
+        ("CLIPTextModel", "text_encoder"),
+        ("SegformerForSemanticSegmentation", "model"),
+    ],
+)
+def test_peft_says_what_part_of_a_pipeline_its_folder_is_for(
+    tmp_path: Path, model: str, component: str
+) -> None:
+    settings = {"r": 2, "lora_alpha": 2, "auto_mapping": {"base_model_class": model}}
+    (module,) = read_layout(peft_folder(tmp_path, pair("blocks.0.to_q"), settings)).modules
+    assert module.component == component
+
+
+def test_keys_under_peft_s_usual_name_of_an_adapter_are_read_as_diffusers_reads_them(
+    tmp_path: Path, unet: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_with_diffusers(unet, tmp_path / "plain", metadata=False, r=4, lora_alpha=4)
+    file = "pytorch_lora_weights.safetensors"
+    plain = load_file(tmp_path / "plain" / file)
+    (tmp_path / "named").mkdir()
+    named = {key.replace(".weight", ".default.weight"): value for key, value in plain.items()}
+    save_file(named, tmp_path / "named" / file)
+    loaded = copy.deepcopy(unet)
+    loaded.load_lora_adapter(tmp_path / "named", prefix="unet", adapter_name="default", weight_name=file)
+    check_against(read_layout(tmp_path / "named"), real_scales(loaded), "unet")
+
+
+@pytest.mark.parametrize(
+    ("key", "whose"),
+    [
+        ("double_blocks.0.processor.proj_lora1.down.weight", "XLabs"),
+        ("double_blocks.0.img_attn.qkv.lora_A.weight", "Black Forest Labs"),
+        ("diffusion_model.layers.0.attention.to_q.lora_A.weight", "ComfyUI"),
+    ],
+)
+def test_other_tools_are_named(tmp_path: Path, key: str, whose: str) -> None:
+    with pytest.raises(AdapterError, match=f"in the form of {whose}") as caught:
+        read_layout(diffusers_folder(tmp_path, {key: (2, 2)}))
+    assert caught.value.hint is not None
+
+
 def test_one_safetensors_file_under_another_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "my_style.safetensors").write_bytes(weights(pair("unet.a.to_q")))
     for path in (tmp_path, tmp_path / "my_style.safetensors"):
@@ -221,8 +286,8 @@ def test_no_weights_or_several_are_refused(tmp_path: Path) -> None:
         ("unet.mid_block.lokr_w1", "LoKr"),
         ("unet.mid_block.oft_blocks", "OFT"),
         ("unet.a.to_q.dora_scale", "kohya"),
-        ("unet.a.attn1.processor.to_q_lora.down.weight", "the attention-processor format of 2023"),
-        ("unet.a.to_q.lora.down.weight", "diffusers' format before 0.18"),
+        ("unet.a.attn1.processor.to_q_lora.down.weight", "diffusers' attention-processor"),
+        ("unet.a.to_q.lora.down.weight", "diffusers' older"),
     ],
 )
 def test_other_formats_are_refused_by_name(tmp_path: Path, key: str, kind: str) -> None:

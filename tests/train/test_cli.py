@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli import run_cli
 from tests.train.conftest import Trained
 from train.config import TrainConfig
 
@@ -41,10 +42,10 @@ def test_faults_are_one_line_with_the_next_command(
 ) -> None:  # fmt: skip
     places = {"base": diffusion_base, "seg": segmentation_base, "data": captioned}
     filled = [argument.format(**places) for argument in arguments]
-    done = hubctl("train", "text-to-image", *filled, "--output", tmp_path / "out", home=tmp_path / "home")
-    assert done.returncode == code
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
+    done = run_cli("train", "text-to-image", *filled, "--output", tmp_path / "out")
+    assert done.code == code
+    assert done.out == ""
+    lines = done.err.splitlines()
     assert lines[0].startswith("Error: ")
     assert message.format(**places) in lines[0]
     assert lines[1].startswith("  next: ")

@@ -88,7 +88,7 @@ def explain(error: HfHubHTTPError, what: str, hub: Registry) -> NoReturn:
     )
 
     status = error.response.status_code
-    said = error.server_message or f"HTTP {status}"
+    said = _without_token(error.server_message or "", hub) or f"HTTP {status}"
     if isinstance(error, GatedRepoError):
         raise AccessError(
             f"{what} is gated on {hub}: {said}",
@@ -135,11 +135,19 @@ def explain(error: HfHubHTTPError, what: str, hub: Registry) -> NoReturn:
 
 def unreachable(error: Exception, hub: Registry) -> NoReturn:
     """Raise our error for a registry that does not answer."""
-    reason = str(error) or type(error).__name__
+    reason = _without_token(str(error), hub) or type(error).__name__
     raise UnavailableError(
         f"cannot reach {hub}: {reason}",
         hint="start it (`hubctl registry serve`), or choose another (`hubctl remote list`)",
     ) from error
+
+
+def _without_token(text: str, hub: Registry) -> str:
+    """What others said, without the token that they may have quoted; HTTP libraries quote bad headers."""
+    for secret in {hub.token, hub.token.strip()} - {""} if hub.token else ():
+        for quoted in (secret, ascii(secret)[1:-1], repr(secret.encode())[2:-1]):
+            text = text.replace(quoted, "***")
+    return text
 
 
 def login_command(hub: Registry) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from hubctl.errors import ConflictError, InputError, NotFoundError
-from hubctl.hub.tokens import HF_URL, forget_token, stored_token, write_private
+from hubctl.hub.tokens import HF_URL, clean_token, forget_token, stored_token, write_private
 from hubctl.settings import Environment, environment, load_toml, toml_string
 
 if TYPE_CHECKING:
@@ -164,15 +164,16 @@ def connect(remote: str | None = None, *, env: Environment | None = None, token:
 
     Raises:
         NotFoundError: no remote has that name.
+        InputError: HUBCTL_TOKEN or HF_TOKEN, when it is this registry's, holds no token.
     """
     from hubctl.hub.client import Hub
 
     env = env or environment()
     chosen = select_remote(remote, env)
-    if token is None:
-        token = env.token
-    if token is None and chosen.url == (normal_url(env.endpoint) if env.endpoint else HF_URL):
-        token = env.endpoint_token
+    if token is None and env.token:
+        token = clean_token(env.token, where="HUBCTL_TOKEN")
+    if token is None and env.endpoint_token and chosen.url == _endpoint(env):
+        token = clean_token(env.endpoint_token, where="HF_TOKEN")
     if token is None:
         token = stored_token(env.home, chosen.url)
     return Hub(chosen.url, token, chosen.name)
@@ -191,6 +192,11 @@ def connect_to(url: str, *, env: Environment | None = None) -> Hub:
         return connect(env=env)
     name = next((known.name for known in list_remotes(env.home) if known.url == url), urlsplit(url).netloc)
     return Hub(url, stored_token(env.home, url), name)
+
+
+def _endpoint(env: Environment) -> str:
+    """The registry that HF_TOKEN is for."""
+    return normal_url(env.endpoint) if env.endpoint else HF_URL
 
 
 def _read_remotes(home: Path) -> _RemotesFile:

@@ -65,14 +65,18 @@ def forget_token(home: Path, url: str) -> bool:
     return True
 
 
-def clean_token(text: str) -> str:
-    """`text` without the white space around it.
+def clean_token(text: str, *, where: str | None = None) -> str:
+    """`text` without the white space around it; `where` names the variable or file that it stands in.
 
     Raises:
         InputError: it is empty, or holds what no token has (the text itself is never shown).
     """
     token = text.strip()
     if not re.fullmatch(r"[\x21-\x7e]{4,4096}", token):
+        if where:
+            raise InputError(
+                f"{where} holds no token", hint=f"set {where} to the whole token, and nothing else"
+            )
         raise InputError("that is not a token", hint="paste the whole token, and nothing else")
     return token
 

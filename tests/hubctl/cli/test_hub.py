@@ -174,6 +174,14 @@ def test_a_token_is_never_shown(session: Session, home: Path, tmp_path: Path) ->
     assert not any(session.token in ran.out + ran.err for ran in said)
 
 
+def test_a_token_as_secrets_are_mounted(session: Session) -> None:
+    assert run_cli("whoami", "-q", HUBCTL_TOKEN=session.token + "\n").out == f"{session.user}\n"
+    wrong = run_cli("whoami", HUBCTL_TOKEN=session.token + "\nü")
+    assert wrong.code == 2
+    assert "HUBCTL_TOKEN" in wrong.err
+    assert session.token not in wrong.err
+
+
 def test_inspect(session: Session) -> None:
     ran = run_cli("inspect", session.adapter)
     assert "3 layers (3 in unet), rank 2" in ran.out

@@ -77,6 +77,19 @@ def test_http_answers(status: int, headers: dict[str, str], error: type[HubctlEr
         assert caught.value.forbidden == (status == 403)
 
 
+@pytest.mark.parametrize("token", ["secret-token\n", "secret-token\nmore"])
+def test_a_token_that_is_no_header_is_not_quoted(token: str) -> None:
+    with serving(always(200, b"{}")) as endpoint, pytest.raises(UnavailableError) as caught:
+        Hub(endpoint, token, "odd").whoami()
+    assert "secret-token" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_registry_that_quotes_the_token_is_not_repeated() -> None:
+    answer = always(400, b"{}", X_Error_Message="what is secret-token?")
+    with serving(answer) as endpoint, pytest.raises(InputError, match=r"what is \*\*\*\?"):
+        Hub(endpoint, "secret-token", "odd").whoami()
+
+
 def test_a_web_server_that_is_no_hub() -> None:
     with serving(always(200, b"<html>hello</html>", Content_Type="text/html")) as endpoint:
         hub = Hub(endpoint, "t0ken", "odd")

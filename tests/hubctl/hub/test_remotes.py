@@ -132,7 +132,7 @@ def test_a_token_is_only_sent_to_the_endpoint_it_belongs_to(home: Path) -> None:
     assert remotes.connect("hf", env=env(home, endpoint_token="for-hf")).token == "for-hf"
     assert remotes.connect("local", env=env(home, endpoint_token="for-hf")).token == "stored-for-local"
     # HUBCTL_TOKEN goes wherever this command goes.
-    assert remotes.connect("local", env=env(home, token="any")).token == "any"
+    assert remotes.connect("local", env=env(home, token="anything")).token == "anything"
     # The same name for another URL inherits nothing.
     remotes.remove_remote(home, "local")
     remotes.add_remote(home, "local", other)
@@ -152,6 +152,18 @@ def test_what_is_no_token(text: str) -> None:
     with pytest.raises(InputError) as caught:
         tokens.clean_token(text)
     assert not text.strip() or text.strip() not in str(caught.value)
+
+
+def test_a_variable_that_is_no_token_is_named_and_not_shown(home: Path) -> None:
+    remotes.add_remote(home, "local", URL, use=True)
+    assert remotes.connect(env=env(home, token=f" {SECRET}\n")).token == SECRET
+    with_hf = env(home, endpoint=URL, endpoint_token=f"{SECRET}\r\n")
+    assert remotes.connect(env=with_hf).token == SECRET
+    for name, wrong in (("HUBCTL_TOKEN", "token"), ("HF_TOKEN", "endpoint_token")):
+        for text in (f"{SECRET}\nmore", f"{SECRET}ü", f"{SECRET}\udcfc", " "):
+            with pytest.raises(InputError, match=name) as caught:
+                remotes.connect(env=env(home, **{"endpoint": URL, wrong: text}))
+            assert SECRET not in f"{caught.value} {caught.value.hint}"
 
 
 def test_a_damaged_file_is_named(home: Path) -> None:

@@ -40,22 +40,29 @@ class Environment:
     """`HF_TOKEN`: only ever sent to `endpoint`, or to huggingface.co when that is unset."""
     token: str | None = field(repr=False)
     """`HUBCTL_TOKEN`: for whichever remote is in use."""
-    no_color: bool
 
 
 def environment() -> Environment:
-    """Read the environment now; never at import, so that tests and long-lived servers see what is set."""
-    home = Path(os.environ.get("HUBCTL_HOME") or Path.home() / ".hubctl").expanduser()
+    """Read the environment now; never at import, so that tests and long-lived servers see what is set.
+
+    Raises:
+        InputError: a variable cannot be what it says; the message names it.
+    """
+    home = _folder("HUBCTL_HOME", os.environ.get("HUBCTL_HOME") or "~/.hubctl")
     cache = os.environ.get("HUBCTL_CACHE")
     return Environment(
         home=home,
-        cache=Path(cache).expanduser() if cache else home / "cache",
+        cache=_folder("HUBCTL_CACHE", cache) if cache else home / "cache",
         cache_quota=_cache_quota(os.environ.get("HUBCTL_CACHE_QUOTA")),
         endpoint=os.environ.get("HF_ENDPOINT") or None,
         endpoint_token=os.environ.get("HF_TOKEN") or None,
         token=os.environ.get("HUBCTL_TOKEN") or None,
-        no_color=bool(os.environ.get("NO_COLOR")),
     )
+
+
+def no_color() -> bool:
+    """`NO_COLOR`; read apart from the rest, of which some may be wrong: that is said in colour, or not."""
+    return bool(os.environ.get("NO_COLOR"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +92,13 @@ def read_amount(text: str, units: Mapping[str, int]) -> int | None:
     match = _AMOUNT.fullmatch(text.strip())
     factor = units.get(match[2].lower()) if match else None
     return int(float(match[1]) * factor) if match and factor else None
+
+
+def _folder(name: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # no such account, or one that has no home
+        raise InputError(f"{text} leads nowhere: {error}", hint=f"set {name} to a folder") from error
 
 
 def _cache_quota(text: str | None) -> int | None:

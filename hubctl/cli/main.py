@@ -119,7 +119,7 @@ def cli(ctx: click.Context, json: bool, quiet: bool, no_color: bool) -> None:
 
 def main() -> NoReturn:
     """Run the command line; the entry point of `hubctl` and the only try/except around commands."""
-    output = Output(color=not settings.environment().no_color)
+    output = Output(color=not settings.no_color())
     try:
         code = cli.main(prog_name="hubctl", obj=output, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

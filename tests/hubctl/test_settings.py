@@ -128,8 +128,8 @@ def test_any_values_are_taken_or_refused(data: dict[str, Any]) -> None:
 def seen_by_a_child(**variables: str) -> str:
     """What a fresh process with exactly these variables finds."""
     done = subprocess.run(
-        [sys.executable, "-c", "from hubctl.settings import environment as e; x = e(); "
-         "print(x.home, x.cache, x.endpoint, x.endpoint_token, x.token, x.no_color)"],
+        [sys.executable, "-c", "from hubctl.settings import environment as e, no_color as n; x = e(); "
+         "print(x.home, x.cache, x.endpoint, x.endpoint_token, x.token, n())"],
         env={"HOME": "/nowhere", "PATH": os.defpath, **variables}, cwd=Path(__file__).parents[2],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -164,11 +164,18 @@ def test_tokens_are_not_shown() -> None:
             endpoint=None,
             endpoint_token="s3cret",
             token="s3cret",
-            no_color=False,
         )
     )
     assert "s3cret" not in shown
     assert "s3cret" not in repr(environment())
+
+
+@pytest.mark.parametrize("name", ["HUBCTL_HOME", "HUBCTL_CACHE"])
+def test_a_home_of_nobody_is_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "~no-such-account/x")
+    with pytest.raises(InputError, match="~no-such-account/x leads nowhere") as caught:
+        environment()
+    assert name in str(caught.value.hint)
 
 
 def test_child_environment_adds_to_ours() -> None:

@@ -64,6 +64,20 @@ def test_a_fault_is_json_where_json_was_asked_for() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("HUBCTL_CACHE_QUOTA", "foo"), ("HUBCTL_HOME", "~no-such-account/x")]
+)
+def test_a_wrong_variable_is_explained_and_help_needs_none(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, text)
+    ran = run_cli("remote", "list")
+    assert ran.code == 2
+    assert name in ran.err
+    assert "Traceback" not in ran.err
+    assert run_cli("--help").code == 0
+
+
 def _run_with_command(body: str) -> subprocess.CompletedProcess[str]:
     """Run `hubctl probe`, a command added for this test, with `body` as its callback."""
     code = (

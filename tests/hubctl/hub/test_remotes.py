@@ -17,7 +17,7 @@ SECRET = "hubctl_a-very-secret-token"
 
 def env(home: Path, **changes: str | None) -> Environment:
     values: dict[str, str | None] = {"endpoint": None, "endpoint_token": None, "token": None, **changes}
-    return Environment(home=home, cache=home / "cache", cache_quota=None, no_color=False, **values)
+    return Environment(home=home, cache=home / "cache", cache_quota=None, **values)
 
 
 def test_hf_is_built_in_and_current_at_first(home: Path) -> None:

@@ -14,16 +14,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from hubctl.errors import ConflictError, InputError, NotFoundError, UnavailableError
 from hubctl.hub.client import Hub
-from hubctl.hub.faults import translated
+from hubctl.hub.faults import explain, translated
 from hubctl.hub.preflight import changes
 from hubctl.hub.records import Pushed, RepoInfo
 from hubctl.hub.session import PAUSES_S
 from hubctl.hub.tokens import HF_URL
 from hubctl.refs import AdapterRef
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
 
 KEPT = frozenset({".gitattributes"})
 """The registry's own, in every repository."""
@@ -178,11 +181,23 @@ def _commit(
         except ValueError as error:
             raise InputError(f"the registry refuses README.md: {error}") from error
         except (RuntimeError, ConnectionError, TimeoutError) as error:  # of hf_xet: the transfer itself
+            if (answer := _answer_behind(error)) is not None:
+                explain(answer, before.repo_id, hub)
             raise UnavailableError(
                 f"the upload to {hub} broke off: {error}",
                 hint="push again; what arrived is not sent twice",
             ) from error
     return str(commit.oid)
+
+
+def _answer_behind(error: BaseException) -> HfHubHTTPError | None:
+    """The registry's own word, where huggingface_hub has hidden it behind an error without one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    return cause
 
 
 def _pushed(hub: Hub, repo_id: str, commit: str, *, unchanged: bool) -> Pushed:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from hubctl.errors import ConflictError
+from hubctl.errors import ConflictError, InputError
 from hubctl.hub.client import Hub
 from hubctl.hub.upload import upload
 from hubctl.refs import AdapterRef
 from tests.hubctl.hub.odd_server import CountingProxy, serving
-
-if TYPE_CHECKING:
-    from tests.registry_server import RegistryServer
+from tests.registry_server import RegistryServer
 
 _numbers = itertools.count()
 
@@ -57,6 +54,17 @@ def test_a_commit_whose_answer_was_lost_is_found_again(hub: Hub, tmp_path: Path)
 def test_a_repository_that_was_just_created_counts_as_new(hub: Hub, tmp_path: Path) -> None:
     hub.api().create_repo(f"{hub.whoami()}/notes")
     assert commit(hub, tmp_path, "first", None)
+
+
+def test_a_registry_without_room_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(random.Random(0).randbytes(3_000_000))
+    with RegistryServer(tmp_path / "root") as registry:
+        full = Hub(registry.endpoint, registry.token("alice"), "local")
+        commit(full, tmp_path, "first", None)
+        registry.limit_files(2_000_000)
+        with pytest.raises(InputError, match="the registry has no room on its disk"):
+            upload(full, {path.name: path}, "alice/x", parent=None, message="m")
 
 
 def test_no_registry_is_asked_where_to_write(hub: Hub, tmp_path: Path) -> None:

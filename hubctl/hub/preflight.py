@@ -25,6 +25,8 @@ Change = Literal["new", "changed", "same", "removed"]
 
 TEXTS = frozenset({".md", ".txt", ".json", ".toml", ".yaml", ".yml", ".csv", ".svg", ""})
 MAX_TEXT_BYTES = 8 << 20
+MAX_README_BYTES = 1 << 20
+"""What hubctl's registry takes."""
 SECRETS = {
     "a token of Hugging Face": r"\bhf_[A-Za-z0-9]{30,}",
     "a token of a hubctl registry": r"\b(?:hf_)?hubctl_[A-Za-z0-9_-]{43}",
@@ -73,6 +75,22 @@ def refuse_secrets(files: Mapping[str, Path]) -> None:
             raise InputError(
                 f"{name}, line {number} holds {kind}", hint=f"take it out of {files[name]}, and revoke it"
             )
+
+
+def refuse_unreadable_card(files: Mapping[str, Path]) -> None:
+    """Raise `InputError` when README.md is no text, or longer than registries take: they say so too late."""
+    card = files.get("README.md")
+    if card is None:
+        return
+    if (size := card.stat().st_size) > MAX_README_BYTES:
+        raise InputError(
+            f"{card} has {size:,} bytes (limit {MAX_README_BYTES:,})",
+            hint="move what is long to another file",
+        )
+    try:
+        card.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{card} is not UTF-8 text: {error}", hint="save it as UTF-8") from error
 
 
 def find_local_paths(files: Mapping[str, Path], metadata: Mapping[str, str]) -> Iterator[Finding]:

@@ -26,7 +26,14 @@ from hubctl.errors import AdapterError, ConflictError, InputError, NotFoundError
 from hubctl.families import detect_family
 from hubctl.hub.client import Hub, Pushed
 from hubctl.hub.headers import base_card, base_shapes
-from hubctl.hub.preflight import Plan, changes, find_licence_faults, find_local_paths, refuse_secrets
+from hubctl.hub.preflight import (
+    Plan,
+    changes,
+    find_licence_faults,
+    find_local_paths,
+    refuse_secrets,
+    refuse_unreadable_card,
+)
 from hubctl.hub.upload import upload
 from hubctl.paths import check_no_collisions, check_path
 from hubctl.refs import AdapterRef, check_repo_id
@@ -144,6 +151,7 @@ def _plan(
     if repo_id is not None:
         check_repo_id(repo_id)
     refuse_secrets(files)
+    refuse_unreadable_card(files)
     warnings: list[Finding] = []
     if kind == "base":
         check_base(folder)
@@ -303,7 +311,7 @@ def folder_files(folder: Path) -> dict[str, Path]:
     """What is uploaded: every regular file by its path in the repository; hidden files and caches stay here.
 
     Raises:
-        InputError: a symbolic link (it could send a file from elsewhere), or an unsafe name.
+        InputError: a symbolic link (it could send a file from elsewhere), a pipe, or an unsafe name.
     """
     files: dict[str, Path] = {}
     for root, folders, names in os.walk(folder):
@@ -312,6 +320,10 @@ def folder_files(folder: Path) -> dict[str, Path]:
             path = Path(root) / name
             if path.is_symlink():
                 raise InputError(f"{path} is a symbolic link", hint="replace it by the file itself")
+            if not (
+                path.is_file() or path.is_dir()
+            ):  # whoever reads a pipe waits until somebody writes to it
+                raise InputError(f"{path} is a pipe, socket or device", hint=f"rm {path}")
         for name in sorted(names):
             if not name.startswith("."):
                 path = Path(root) / name

@@ -70,6 +70,21 @@ def test_what_only_looks_like_a_secret_may_go(hub: Hub, folder: Path, text: str)
     assert plan_push(hub, folder).changes["notes.txt"] == "new"
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [("Grüße".encode("latin-1"), "is not UTF-8 text"), (b"x" * (1 << 20), "limit 1,048,576")],
+)
+def test_a_card_that_no_registry_takes_creates_nothing(
+    hub: Hub, folder: Path, user: str, more: bytes, reason: str
+) -> None:
+    card = folder / "README.md"
+    card.write_bytes(card.read_bytes() + more)
+    with pytest.raises(InputError, match=reason):
+        push(hub, folder, f"{user}/a")
+    with pytest.raises(RepositoryNotFoundError):
+        hub.api().model_info(f"{user}/a")
+
+
 def test_a_token_that_may_not_write_sends_no_byte(
     hub: Hub, folder: Path, registry: RegistryServer, user: str
 ) -> None:

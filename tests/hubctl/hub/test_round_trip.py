@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -233,6 +234,13 @@ def test_a_link_out_of_the_folder_is_refused(hub: Hub, base: str, user: str, tmp
     (tmp_path / "secret.txt").write_text("not yours")
     (folder / "notes.txt").symlink_to(tmp_path / "secret.txt")
     assert "notes.txt is a symbolic link" in refused(hub, folder, user)
+
+
+def test_a_pipe_is_not_waited_for(hub: Hub, base: str, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "a", base)
+    os.mkfifo(folder / "notes.txt")
+    with pytest.raises(InputError, match=r"notes\.txt is a pipe"):
+        push(hub, folder)
 
 
 def test_a_base_folder_of_an_unknown_kind_is_refused(hub: Hub, tmp_path: Path) -> None:

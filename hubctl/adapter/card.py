@@ -164,7 +164,8 @@ def read_card_data(folder: Path) -> dict[str, Any]:
     try:
         _refuse_bombs(raw)
         data = yaml.safe_load(raw)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        # PyYAML takes tags such as `!!bool maybe` at their word.
         raise AdapterError(f"the header of {CARD} is not valid YAML: {error}") from error
     return data if isinstance(data, dict) else {}
 

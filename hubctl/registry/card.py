@@ -75,11 +75,8 @@ def read_front_matter(readme: str) -> dict[str, Any]:
         data = _plain(yaml.load(match[1], Loader=_CardLoader))
     except yaml.YAMLError as error:
         raise InputError(f"the YAML header of README.md cannot be read: {error}") from error
-    except (
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:  # impossible dates, huge numbers, deep nesting
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # Impossible dates, huge numbers, deep nesting; tags that PyYAML takes at their word: `!!bool maybe`.
         raise InputError(f"the YAML header of README.md has an impossible value: {error}") from error
     if data is None:
         return {}

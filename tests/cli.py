@@ -8,12 +8,14 @@ in `tests/hubctl/cli/test_start.py` and wherever tests run `python -m hubctl`.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from typing import Any
 from hubctl.settings import child_environment
 
 TIMEOUT_S = 60
+PR_CAPBSET_DROP = 24
+CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets root pass by the modes of files
 _STREAMS = {"in": os.O_RDONLY, "out": os.O_WRONLY | os.O_CREAT, "err": os.O_WRONLY | os.O_CREAT}
 _READ_LATE = ("HUBCTL_", "PYTEST_", "NO_COLOR", "COLUMNS", "LINES", "TERM")
 """Variables that nothing reads at import: a process may be forked though they have changed since."""
@@ -50,8 +54,33 @@ def run_cli(*words: str | Path, stdin: str = "", cwd: Path | None = None, **env:
     arguments, environment = [*map(str, words)], child_environment(**env)
     if sys.platform == "linux" and _may_fork(environment):
         return _forked(arguments, stdin, cwd or Path.cwd(), environment)
+    return _started(arguments, stdin, cwd, environment)
+
+
+def run_limited(*words: str | Path, largest_file_bytes: int = -1) -> Ran:
+    """Run `hubctl words...` as an account that modes of files bind, as they do not bind root.
+
+    With `largest_file_bytes` it may write no larger file: a disk that is full, for it alone.
+    """
+
+    def limit() -> None:
+        libc = ctypes.CDLL(None)
+        for capability in CAPABILITIES:
+            libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, -1))
+
+    return _started([*map(str, words)], "", None, child_environment(), limit)
+
+
+def _started(
+    words: Sequence[str],
+    stdin: str,
+    cwd: Path | None,
+    environment: Mapping[str, str],
+    before: Callable[[], None] | None = None,
+) -> Ran:
     done = subprocess.run(
-        [sys.executable, "-m", "hubctl", *arguments],
+        [sys.executable, "-m", "hubctl", *words],
         input=stdin,
         capture_output=True,
         text=True,
@@ -59,6 +88,7 @@ def run_cli(*words: str | Path, stdin: str = "", cwd: Path | None = None, **env:
         env=environment,
         timeout=TIMEOUT_S,
         check=False,
+        preexec_fn=before,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 

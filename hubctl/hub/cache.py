@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from hubctl.errors import NotFoundError
+from hubctl.errors import InputError, NotFoundError
 from hubctl.refs import AdapterRef
 
 if TYPE_CHECKING:
@@ -21,6 +23,28 @@ ENCODED = "encoded"
 """Folder of the images and prompts that trainings encoded; `train.encoded` keeps it within a limit."""
 GRACE_S = 600.0
 """What was asked for this lately may just be being read: pulled, but not loaded yet."""
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""Numbers of the errors of whoever writes where nobody, or not this account, may."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Around what writes to the cache: a disk that is full, or must not be written to, is explained.
+
+    Raises:
+        InputError: it is; `folder` stands for files that the system does not name.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise  # of a network, and no disk's
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise InputError(
+            f"cannot write {error.filename or folder}: {error.strerror}",
+            hint="make room there, or set HUBCTL_CACHE to another folder",
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,10 +165,11 @@ def evict(cache: Path, quota_bytes: int, now_s: float) -> list[Entry]:
 
 def set_pin(entry: Entry, *, pinned: bool) -> None:
     """Keep `entry` from being evicted, or no longer."""
-    if pinned:
-        _pin(entry.path).touch()
-    else:
-        _pin(entry.path).unlink(missing_ok=True)
+    with writing(entry.path):
+        if pinned:
+            _pin(entry.path).touch()
+        else:
+            _pin(entry.path).unlink(missing_ok=True)
 
 
 def lease(folder: Path) -> BaseFileLock:
@@ -152,7 +177,11 @@ def lease(folder: Path) -> BaseFileLock:
     from filelock import FileLock
 
     held = FileLock(folder.with_name(f".{folder.name}.lease-{uuid4().hex}"))
-    held.acquire()
+    try:
+        held.acquire()
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise  # and where nobody may write, nobody evicts
     return held
 
 
@@ -168,7 +197,7 @@ def _delete(entry: Entry) -> bool:
 
     whole = entry.path.with_name(entry.commit)
     try:
-        with FileLock(entry.path.with_name(f".{entry.commit}.lock"), timeout=0):
+        with writing(entry.path), FileLock(entry.path.with_name(f".{entry.commit}.lock"), timeout=0):
             if _pin(whole).exists() or _leased(whole):
                 return False
             # Away in one step: whoever looks for it finds all of it, or nothing.

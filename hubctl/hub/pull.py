@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +23,7 @@ from hubctl.adapter.layout import AdapterLayout, read_layout
 from hubctl.adapter.new_tokens import tokens_file
 from hubctl.adapter.package import new_folder
 from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
-from hubctl.hub.cache import make_room
+from hubctl.hub.cache import READ_ONLY, make_room, writing
 from hubctl.hub.client import AdapterInfo, Hub, RepoInfo
 from hubctl.hub.verify import is_promised, write_promises
 from hubctl.paths import check_no_collisions, check_path
@@ -69,6 +69,7 @@ def pull(
         NotFoundError: no such adapter or revision.
         AdapterError: it is not sound: pickles only, a foreign format, NaN, limits.
         IntegrityError: the bytes are not the promised ones; nothing is kept.
+        InputError: the cache cannot be written to, or has no room.
     """
     cache = cache or environment().cache
     info: AdapterInfo | None = None
@@ -80,7 +81,7 @@ def pull(
     folder = commit_folder(cache / "adapters", pinned.repo_id, pinned.commit)
     with _locked(folder):
         if (layout := _cached(folder, pinned, info)) is not None:
-            os.utime(folder)  # when it was last used, for whoever makes room in the cache
+            _mark_used(folder)
             return Pulled(path=folder, pinned=pinned, layout=layout, cached=True)
         if info is None:
             info = hub.adapter_info(AdapterRef(pinned.repo_id, pinned.commit))
@@ -110,7 +111,7 @@ def pull_base(
             with _growing(folder) as part:
                 _fetch(hub, info, part, names := base_files(info), progress)
                 write_promises(folder, info, names)
-        os.utime(folder)
+        _mark_used(folder)
     make_room(cache, environment().cache_quota)
     return folder, info.commit
 
@@ -248,18 +249,34 @@ def _cached(folder: Path, pinned: PinnedRef, info: AdapterInfo | None) -> Adapte
     return None
 
 
+def _mark_used(folder: Path) -> None:
+    """Say when it was last used, to whoever makes room in the cache; where nobody can, nobody is told."""
+    with suppress(OSError):
+        os.utime(folder)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    """Alone with a commit. One that lies where nobody may write is as it stays: it is not waited for."""
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = folder.parent / f".{folder.name}.lock"
-    try:
-        with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-            for abandoned in folder.parent.glob(f".{folder.name}-*"):  # by a download that was killed
-                shutil.rmtree(abandoned)
+    turn = FileLock(lock, timeout=LOCK_TIMEOUT_S)
+    with writing(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            turn.acquire()
+        except Timeout as error:
+            raise ConflictError(
+                f"another process has been downloading {folder} for long", hint=f"rm {lock}"
+            ) from error
+        except OSError as error:
+            if error.errno not in READ_ONLY or not folder.is_dir():
+                raise
+        try:
+            if turn.is_locked:
+                for abandoned in folder.parent.glob(f".{folder.name}-*"):  # by a download that was killed
+                    shutil.rmtree(abandoned)
             yield
-    except Timeout as error:
-        raise ConflictError(
-            f"another process has been downloading {folder} for long", hint=f"rm {lock}"
-        ) from error
+        finally:
+            turn.release()

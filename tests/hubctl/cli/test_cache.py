@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from tests.adapters import write_adapter, write_base
-from tests.cli import run_cli
+from tests.cli import run_cli, run_limited
 from train.encoded import EncodedStore
 
 if TYPE_CHECKING:
@@ -32,6 +34,39 @@ def pulled(registry: RegistryServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
         folders.append(Path(run_cli("pull", repo, "-q").out.strip()))
         os.utime(folders[-1], (1000 + number, 1000 + number))
     return folders
+
+
+@pytest.fixture
+def read_only(pulled: list[Path], home: Path) -> Iterator[list[Path]]:
+    """The same where nobody may write."""
+    everything = [home / "cache", *(home / "cache").rglob("*")]
+    for path in everything:
+        path.chmod(path.stat().st_mode & ~0o222)
+    yield pulled
+    for path in everything:
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_a_cache_that_nobody_may_write_to_is_still_read(read_only: list[Path], tmp_path: Path) -> None:
+    repo = "/".join(read_only[0].parts[-3:-1])
+    assert run_limited("pull", repo, "-q").out == f"{read_only[0]}\n"
+    base = run_cli("show", repo, "--json").json()["base_model"]
+    fourth = run_cli("push", write_adapter(tmp_path / "fourth", base), "-q").out.strip()
+    for words in (("pull", fourth), ("cache", "pin", repo), ("cache", "gc", "--quota", "0", "-y")):
+        ran = run_limited(*words)
+        assert ran.code == 2, ran.err
+        assert "Error: cannot write" in ran.err
+        assert "Permission denied" in ran.err
+        assert "HUBCTL_CACHE" in ran.err
+
+
+def test_a_full_disk_is_said_and_a_pull_goes_on_where_there_is_room(pulled: list[Path], home: Path) -> None:
+    shutil.rmtree(pulled[0])
+    repo = "/".join(pulled[0].parts[-3:-1])
+    ran = run_limited("pull", repo, largest_file_bytes=200)
+    assert ran.code == 2, ran.err
+    assert f"Error: cannot write {pulled[0]}: File too large" in ran.err
+    assert run_cli("pull", repo, "-q").out == f"{pulled[0]}\n"
 
 
 def size(folder: Path) -> int:

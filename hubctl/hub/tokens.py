@@ -87,7 +87,9 @@ def _read(home: Path) -> dict[str, str]:
         return {}
     try:
         return load_toml(path, _TokensFile).tokens
-    except InputError:
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # unread, so nothing of it is quoted; and nothing is wrong with the logins in it
         # From None, and without its text: messages about a file quote what is in it.
         raise InputError(f"{path} is damaged", hint=f"rm {path}, then hubctl login") from None
 
@@ -101,7 +103,20 @@ def _write(home: Path, tokens: dict[str, str]) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path` in one step; a reader sees the old file or the new one, and nobody else sees either."""
+    """Replace `path` in one step; a reader sees the old file or the new one, and nobody else sees either.
+
+    Raises:
+        InputError: it cannot be written; what was there stays.
+    """
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror}", hint="set HUBCTL_HOME to a folder that you may write to"
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600 from the start
     try:

@@ -173,6 +173,20 @@ def test_a_damaged_file_is_named(home: Path) -> None:
         remotes.list_remotes(home)
 
 
+def test_tokens_that_cannot_be_read_are_not_thrown_away(home: Path) -> None:
+    (home / "tokens.toml").mkdir(parents=True)  # no file of anybody's: root too cannot read it
+    with pytest.raises(InputError, match=r"cannot read .*tokens\.toml: Is a directory") as caught:
+        tokens.stored_token(home, URL)
+    assert caught.value.hint is None
+
+
+def test_a_home_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write .*remotes\.toml: Not a directory") as caught:
+        remotes.add_remote(tmp_path / "file" / "home", "local", URL)
+    assert "HUBCTL_HOME" in str(caught.value.hint)
+
+
 def test_a_login_to_huggingface_is_one_login_for_both_tools(home: Path) -> None:
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils._auth import get_stored_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -140,6 +141,12 @@ def main() -> NoReturn:
             raise
         output.error(missing)
         sys.exit(exit_code(missing))
+    except OSError as error:
+        fault = _disk_fault(error)
+        if fault is None:
+            raise
+        output.error(fault)
+        sys.exit(exit_code(fault))
 
 
 def exit_code(error: HubctlError) -> int:
@@ -177,6 +184,19 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
     return InputError(
         f"this command needs '{name}', which is not installed", hint=f"pip install 'hubctl[{extra}]'"
     )
+
+
+def _disk_fault(error: OSError) -> HubctlError | None:
+    """What a file or the folder we are in denied us; None for faults of another kind."""
+    if error.errno is None:
+        return None
+    if isinstance(error.filename, str):
+        return HubctlError(f"cannot use {error.filename}: {error.strerror}")
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return HubctlError("the folder you are in is gone", hint="cd to one that is there")
+    return None
 
 
 for _command in (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json as jsonlib
+import os
 import re
 import sys
 import time
@@ -178,7 +179,15 @@ class Output:
     # -- inside
 
     def _data(self, text: str) -> None:
-        click.echo(text)
+        try:
+            click.echo(text)
+        except BrokenPipeError:
+            raise  # whoever read has enough: click ends without a word
+        except OSError as error:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # Python would try again at its end
+            raise HubctlError(f"cannot write to standard output: {error.strerror}") from error
 
     def _style(self, text: str, **style: Any) -> str:
         return click.style(text, **style) if self.color and sys.stderr.isatty() else text

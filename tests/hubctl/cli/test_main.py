@@ -102,6 +102,39 @@ def test_a_bug_keeps_its_traceback() -> None:
     assert "ZeroDivisionError: a bug" in done.stderr
 
 
+def test_a_file_that_is_denied_is_named() -> None:
+    done = _run_with_command("open('/no/such/file')")
+    assert done.returncode == 1
+    assert done.stderr == "Error: cannot use /no/such/file: No such file or directory\n"
+
+
+def test_a_fault_of_the_system_that_names_no_file_is_a_bug() -> None:
+    for error in ("OSError('odd')", "OSError(5, 'Input/output error')", "OSError(None, 'odd', '/file')"):
+        assert "Traceback" in _run_with_command(f"raise {error}").stderr
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    done = _run_with_command(f"os.mkdir('{gone}'); os.chdir('{gone}'); os.rmdir('{gone}'); os.getcwd()")
+    assert done.stderr == "Error: the folder you are in is gone\n  next: cd to one that is there\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a device of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_answer_that_finds_no_room_is_said(unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hubctl", "remote", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=child_environment(PYTHONUNBUFFERED=unbuffered),
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: cannot write to standard output: No space left on device\n"
+
+
 def test_ctrl_c_is_quiet() -> None:
     done = _run_with_command("os.kill(os.getpid(), signal.SIGINT); signal.pause()")
     assert done.returncode == 130

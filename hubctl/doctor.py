@@ -117,7 +117,7 @@ def cache(folder: Path) -> Finding:
     there = folder
     while not there.exists():
         there = there.parent
-    if not os.access(there, os.W_OK):
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         says = f"{folder} cannot be written to"
         return Finding(what="cache", state="wrong", says=says, hint="set HUBCTL_CACHE to another folder")
     free = shutil.disk_usage(there).free

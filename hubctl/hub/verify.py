@@ -62,7 +62,10 @@ def verify(cache: Path, ref: AdapterRef | None = None) -> list[Verified]:
         if ref is None or _is(ref, folder)
     ]  # fmt: skip
     if not found:
-        raise NotFoundError(f"{ref or 'nothing'} is not in {cache}", hint="hubctl pull OWNER/NAME")
+        raise NotFoundError(
+            f"{ref} is not in {cache}" if ref else f"there is nothing in {cache}",
+            hint="hubctl pull OWNER/NAME",
+        )
     return found
 
 

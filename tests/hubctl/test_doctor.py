@@ -38,3 +38,6 @@ def test_a_cache_is_where_one_can_write(tmp_path: Path) -> None:
     found = cache(tmp_path / "not" / "made" / "yet")
     assert str(tmp_path) in found.says
     assert not (tmp_path / "not").exists()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert (cache(path).state, cache(path).says) == ("wrong", f"{path} cannot be written to")

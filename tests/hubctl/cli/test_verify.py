@@ -66,4 +66,6 @@ def test_nothing_of_that_name(folder: Path) -> None:
     assert run_cli("verify", "alice/none").code == 3
     assert run_cli("verify", f"{folder.parent.parent.name}/{folder.parent.name}@{'f' * 40}").code == 3
     environment().cache.rename(environment().cache.with_name("elsewhere"))
-    assert run_cli("verify").code == 3
+    empty = run_cli("verify")
+    assert empty.code == 3
+    assert f"there is nothing in {environment().cache}" in empty.err

@@ -135,6 +135,7 @@ class Repositories:
     def delete(self, repo: Repo, *, user: str) -> None:
         """Take the repository away; it can be restored until `gc` forgets it."""
         with self._db.write() as db:
+            _check_kept(db, repo)
             removed.set_aside(db, repo.key, user=user)
 
     def removed(self, *, user: str) -> list[removed.Removed]:
@@ -163,6 +164,7 @@ class Repositories:
         """
         check_repo_name(name)
         with self._db.write() as db:
+            _check_kept(db, repo)
             owner = writer_to(db, owner, user)
             if (owner, name.lower()) != (repo.owner, repo.name.lower()):
                 self._check_free(db, repo.kind, owner, name)
@@ -176,6 +178,7 @@ class Repositories:
     def set_private(self, repo: Repo, private: bool) -> None:
         """Hide the repository from everyone but its owner (an organisation's members), or show it."""
         with self._db.write() as db:
+            _check_kept(db, repo)
             db.execute("UPDATE repos SET private = ? WHERE id = ?", (private, repo.key))
 
     # -- references -------------------------------------------------------------------------------
@@ -206,6 +209,7 @@ class Repositories:
         """
         check_ref_name(name)
         with self._db.write() as db:
+            _check_kept(db, repo)
             oid = _resolve(db, repo, at)
             try:
                 db.execute("INSERT INTO refs VALUES (?, ?, ?, ?)", (repo.key, kind, name, oid))
@@ -234,11 +238,13 @@ class Repositories:
         """Apply `change` to the head of `branch`; returns the new head, or the old one if nothing changed.
 
         Raises:
+            RepoNotFound: the repository was removed while the change was on its way.
             RevisionNotFound: no such branch.
             StaleParent: `change.parent` is not its head any more.
             InputError, EntryNotFound: an operation cannot be done; then none is.
         """
         with self._db.write() as db:
+            _check_kept(db, repo)
             head = _ref(db, repo, "branch", branch.removeprefix("refs/heads/"))
             if head is None:
                 raise RevisionNotFound(f"{repo.id} has no branch {branch!r} to commit to")
@@ -283,6 +289,7 @@ class Repositories:
             RevisionNotFound: no such branch.
         """
         with self._db.write() as db:
+            _check_kept(db, repo)
             head = _ref(db, repo, "branch", branch)
             if head is None:
                 raise RevisionNotFound(f"{repo.id} has no branch {branch!r} to squash")
@@ -371,6 +378,12 @@ def _open(db: sqlite3.Connection, kind: Kind, owner: str, name: str, user: str |
     if row is None:
         raise RepoNotFound(f"no {kind} {owner}/{name}, or it is private and not for you")
     return repo_of(row)
+
+
+def _check_kept(db: sqlite3.Connection, repo: Repo) -> None:
+    """Raise `RepoNotFound` if somebody removed the repository since this request opened it."""
+    if not db.execute("SELECT 1 FROM repos WHERE id = ? AND owner <> ''", (repo.key,)).fetchone():
+        raise RepoNotFound(f"{repo.kind} {repo.id} was removed in the meantime")
 
 
 def _ref(db: sqlite3.Connection, repo: Repo, kind: RefKind, name: str) -> str | None:

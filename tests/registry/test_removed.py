@@ -8,6 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from hubctl.registry.auth import create_token
+from hubctl.registry.commits import Change, put_regular
+from hubctl.registry.faults import RepoNotFound
+from hubctl.registry.services import open_services
 from tests.registry.test_http import commit, make, put, upload_large
 from tests.registry.test_run import hubctl
 from tests.registry.test_upkeep import LARGE, lfs, run, stored
@@ -146,3 +150,27 @@ def test_members_of_an_organisation_undo_for_each_other(own: RegistryServer) -> 
 
 def run_quota(registry: RegistryServer, name: str, size: str) -> None:
     assert hubctl("quota", name, size, "--root", str(registry.root)).returncode == 0
+
+
+def test_what_is_on_its_way_to_a_removed_repository_goes_nowhere(tmp_path: Path) -> None:
+    create_token(tmp_path, "alice")
+    services = open_services(tmp_path)
+    repos = services.repos
+    opened = repos.create("model", "alice", "style", user="alice", private=False)
+    head = repos.resolve(opened, "main")
+    late = Change(title="late", operations=(put_regular(services.blobs, "x.txt", b"late"),))
+    repos.delete(opened, user="alice")
+    for change in (
+        lambda: repos.commit(opened, "main", late, user="alice"),
+        lambda: repos.create_ref(opened, "tag", "v1", "main"),
+        lambda: repos.move(opened, "alice", "other", user="alice"),
+        lambda: repos.set_private(opened, False),
+        lambda: repos.squash(opened, "main", "one", user="alice"),
+        lambda: repos.delete(opened, user="alice"),
+    ):
+        with pytest.raises(RepoNotFound, match="model alice/style was removed in the meantime"):
+            change()
+    repos.restore("model", "alice", "style", user="alice")
+    kept = repos.open("model", "alice", "style", user="alice")
+    assert [(ref.name, ref.oid) for ref in repos.refs(kept)] == [("main", head)]
+    services.close()

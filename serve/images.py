@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from hubctl.errors import InputError
+from hubctl.images import in_rgb
 
 Pixels = NDArray[np.uint8]
 """H x W x 3 RGB, or H x W for labels."""
@@ -73,11 +74,7 @@ def decode(data: bytes, *, max_pixels: int, param: str) -> Pixels:
             raise InputError(
                 f"{param} has {width} x {height} pixels; this server takes {max_pixels:,} in all", param=param
             )
-        image = ImageOps.exif_transpose(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+        return np.asarray(in_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
     except Image.DecompressionBombError:  # Pillow's own, much higher limit
         raise InputError(
             f"{param} has far too many pixels; this server takes {max_pixels:,} in all", param=param

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubctl.errors import DataError
+from hubctl.images import in_rgb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,16 +100,13 @@ def open_image(path: Path) -> Image.Image:
     """The picture, upright, in RGB on white, fully decoded.
 
     Raises:
-        DataError: it is no image, or cut short.
+        DataError: it is no image, cut short, or has pixels that are no colours.
     """
-    from PIL import Image
-
     image = decoded(path)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    try:
+        return in_rgb(image)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be shown: {error}", hint="save it as an 8-bit PNG") from error
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -47,6 +47,9 @@ def test_transparency_lies_over_white() -> None:
 def test_grey_and_16_bit_become_rgb() -> None:
     assert read(file_of(Image.new("L", (3, 2), 9))).shape == (2, 3, 3)
     assert read(file_of(Image.new("1", (3, 2), 1))).max() == 255
+    deep = Image.fromarray(np.array([[0, 256, 0x8000, 0xFFFF]], np.uint16))
+    assert read(file_of(deep))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert read(file_of(deep, transparency=256))[0, :, 0].tolist() == [0, 255, 128, 255]
 
 
 def test_turned_photographs_are_upright() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -116,6 +117,25 @@ def test_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
     assert open_image(tmp_path / "turned.jpg").size == (4, 8)
+
+
+def test_greys_of_16_bits_keep_their_shades(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    for dtype in (np.uint16, np.int32):  # modes I;16 and I
+        Image.fromarray(np.array([[0, 0x4000, 0xFFFF]], dtype)).save(
+            path, "PNG" if dtype is np.uint16 else "TIFF"
+        )
+        assert np.asarray(open_image(path))[0, :, 1].tolist() == [0, 64, 255]
+    Image.fromarray(np.array([[0, 90, 255]], np.int32)).save(path, "TIFF")
+    assert np.asarray(open_image(path))[0, :, 1].tolist() == [0, 90, 255]
+
+
+@pytest.mark.parametrize("pixels", [np.array([[0.5, 300]], np.float32), np.array([[0, 1 << 20]], np.int32)])
+def test_pixels_that_are_no_colours_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png", "TIFF")
+    with pytest.raises(DataError, match=r"a\.png cannot be shown: its pixels") as caught:
+        open_image(tmp_path / "a.png")
+    assert "8-bit PNG" in (caught.value.hint or "")
 
 
 def test_the_middle_square_is_cut_and_resized() -> None:

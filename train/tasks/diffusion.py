@@ -417,6 +417,7 @@ def _store(setup: Setup) -> EncodedStore:
         "device": setup.device.type,
         "dtype": str(setup.frozen_dtype),
         "versions": current_versions(),
+        "reading": 2,  # of files into pixels; raised when it changes, since entries go by the files' bytes
     }
     return EncodedStore(environment().cache / ENCODED, facts)
 

@@ -1,10 +1,8 @@
 """Training data on disk: read, checked file by file, and hashed, before any model is loaded.
 
-captions (text-to-image)   DIR/*.png + DIR/metadata.jsonl {"file_name", "text"}, or a .txt beside each image
-subject (dreambooth)       DIR/*.png
-
-Captions may come as two splits, DIR/train and DIR/test: the first trains, the second judges. Images with
-masks are in `train.masks`.
+DIR/*.png + DIR/metadata.jsonl {"file_name", "text"}, or a .txt beside each image; alone, or as two splits,
+DIR/train and DIR/test: the first trains, the second judges. Images with masks are in `train.masks`, those of
+one subject in `train.subject`.
 """
 
 from __future__ import annotations
@@ -48,17 +46,6 @@ class CaptionData:
     """Held out of `train`, to see whether training overfits."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubjectData:
-    """Data for dreambooth."""
-
-    train: tuple[Path, ...]
-    class_images: tuple[Path, ...]
-    sha256: str
-    watched: tuple[Path, ...] = ()
-    """Held out of `train`, to see whether training overfits."""
-
-
 def is_captioned(folder: Path) -> bool:
     """Whether the folder, or its split to train on, holds captions."""
     part, _ = splits(folder)
@@ -78,22 +65,6 @@ def read_captions(folder: Path) -> CaptionData:
     test = _read_captions(test_folder) if test_folder else ()
     sha256 = fingerprint(folder, ((item.path, item.caption) for item in (*train, *test)))
     return CaptionData(train=train, test=test, sha256=sha256)
-
-
-def read_subject(folder: Path, class_folder: Path | None = None) -> SubjectData:
-    """Read the images of one subject, and those of its class where a folder of them exists.
-
-    Raises:
-        DataError: a folder or an image cannot be used; the message names the file.
-    """
-    images = images_in(folder)
-    # A class folder may be absent or empty: the base model then draws what is missing.
-    has_class = class_folder is not None and class_folder.is_dir()
-    class_images = list_images(class_folder) if class_folder and has_class else ()
-    for path in (*images, *class_images):
-        open_image(path)
-    sha256 = fingerprint(folder, ((path, "") for path in images))
-    return SubjectData(train=images, class_images=class_images, sha256=sha256)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -144,12 +115,12 @@ def splits(folder: Path) -> tuple[Path, Path | None]:
     return (train if train.is_dir() else folder), (test if test.is_dir() else None)
 
 
-def require_folder(folder: Path) -> None:
+def require_folder(folder: Path, *, flag: str = "--data") -> None:
     """Raise `DataError` unless the folder is there."""
     if not folder.exists():
-        raise DataError(f"there is no folder {folder}", hint="give the folder of your images with --data")
+        raise DataError(f"there is no folder {folder}", hint=f"give the folder of your images with {flag}")
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", hint=f"give the folder: --data {folder.parent}")
+        raise DataError(f"{folder} is not a folder", hint=f"give the folder: {flag} {folder.parent}")
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:

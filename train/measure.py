@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from hubctl.base_models import FetchBase
 from hubctl.cpu import tune_cpu
 from train.config import TrainConfig
-from train.dataset import SubjectData
 from train.events import Event, Planned, Preparing, StepDone
 from train.prepare import open_training, prepare
+from train.subject import SubjectData
 
 MEASURED_STEPS = 4
 """Steps that are run to see what a training takes; the first is left out, which allocates and warms up."""
@@ -49,7 +49,6 @@ def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iter
     taken, there = peak_memory_bytes(accelerator.device)
     trained = sum(p.numel() for p in task.module.parameters() if p.requires_grad)
     fits = state.progress.micro_batch
-    given = len(data.class_images) if isinstance(data, SubjectData) else 0
     yield Planned(
         base=base.id,
         device=str(accelerator.device),
@@ -64,7 +63,7 @@ def measure(config: TrainConfig, *, fetch_base: FetchBase | None = None) -> Iter
         memory_bytes=there,
         steps_per_s=1 / warm_s,
         duration_s=plan.steps * warm_s,
-        class_images_to_draw=max(0, config.num_class_images - given) if config.class_prompt else 0,
+        class_images_to_draw=data.classes.to_draw if isinstance(data, SubjectData) else 0,
         changes=()
         if fits == plan.batch_size
         else (f"--batch-size {fits}", f"--accumulate {tried.images_a_step // fits}"),

@@ -12,10 +12,11 @@ from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.errors import DataError, InputError
 from train.base_size import native_px
 from train.config import TrainConfig
-from train.dataset import CaptionData, SubjectData, read_captions, read_subject
+from train.dataset import CaptionData, read_captions
 from train.masks import MaskData, read_masks
 from train.plan import Plan, make_plan
 from train.recipe import Recipe
+from train.subject import SubjectData, find_class_images, read_subject
 from train.watch import held_out
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ def prepare(config: TrainConfig, fetch_base: FetchBase | None) -> Prepared:
     """
     base = locate_base(config.base, fetch=fetch_base)
     _check_task(config, base)
-    data = _read_data(config)
-    _check_tokens(config, data)
     plan = plan_for(config, base)
+    data = _read_data(config, base.sha256, plan.resolution_px)
+    _check_tokens(config, data)
     if config.dora and plan.train_text_encoder:
         raise InputError(
             "diffusers loads no DoRA into a text encoder: it would leave the lengths behind",
@@ -98,13 +99,28 @@ def open_training(
 
 def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
     """Raise `DataError` unless the configuration's data are what the recipe was made with."""
-    sha256 = _read_data(config).sha256
-    if sha256 != recipe.data.get("sha256"):
+    data = _read_data(config, str(recipe.base.get("sha256")), config.resolution or 0)
+    then, now = recipe.data, data_hashes(data)
+    if now["sha256"] != then.get("sha256"):
         raise DataError(
-            f"{config.data} is not what the adapter was trained on: {recipe.data.get('images')} images "
-            f"with the hash {str(recipe.data.get('sha256'))[:12]}..., here {sha256[:12]}...",
+            f"{config.data} is not what the adapter was trained on: {then.get('images')} images "
+            f"with the hash {str(then.get('sha256'))[:12]}..., here {now['sha256'][:12]}...",
             hint="give the original folder, captions and all",
         )
+    # Recipes of earlier versions do not tell.
+    if "class_sha256" in then and then["class_sha256"] != now.get("class_sha256"):
+        raise DataError(
+            f"the class images in {config.class_data} are not those that the adapter was trained on"
+            if config.class_data
+            else "the adapter was trained on class images too",
+            hint="give the original folder: --class-data DIR (what the base drew into it may be missing)",
+        )
+
+
+def data_hashes(data: Data) -> dict[str, str]:
+    """What tells these data from others, by name."""
+    classes = data.classes.sha256 if isinstance(data, SubjectData) else None
+    return {"sha256": data.sha256, **({"class_sha256": classes} if classes else {})}
 
 
 def _hold_out(data: Data, config: TrainConfig) -> Data:
@@ -148,11 +164,11 @@ def _check_tokens(config: TrainConfig, data: Data) -> None:
             )
 
 
-def _read_data(config: TrainConfig) -> Data:
+def _read_data(config: TrainConfig, base_sha256: str, side_px: int) -> Data:
     if config.task == "segmentation":
         return read_masks(config.data, config.labels)
     if config.task == "dreambooth":
-        return read_subject(config.data, config.class_data)
+        return read_subject(config.data, find_class_images(config, base_sha256, side_px))
     return read_captions(config.data)
 
 

@@ -1,7 +1,7 @@
 """`recipe.lock`: what made an adapter, so that the same data make it again.
 
-JSON: `settings` (as the command line had them, what was left open filled in), `data` (hash and number of
-images), `base` (id, commit, hash) and `versions`. Folders of data and output are not in it.
+JSON: `settings` (as the command line had them, what was left open filled in), `data` (hashes and number
+of images), `base` (id, commit, hash) and `versions`. Folders of data and output are not in it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def current_versions() -> dict[str, str]:
     return {"hubctl": hubctl.__version__, "python": platform.python_version(), **versions}
 
 
-def identity(config: TrainConfig, plan: Plan, base: BaseModel, data_sha256: str) -> dict[str, Any]:
+def identity(
+    config: TrainConfig, plan: Plan, base: BaseModel, data_hashes: Mapping[str, str]
+) -> dict[str, Any]:
     """What makes a training this one and no other, in plain JSON values: the same make the same bytes."""
     looks = {"sample_every", "sample_prompts", "checkpoint_every"}  # looking changes nothing
     settings = {name: value for name, value in recipe_settings(config, plan).items() if name not in looks}
@@ -72,7 +75,7 @@ def identity(config: TrainConfig, plan: Plan, base: BaseModel, data_sha256: str)
         json.dumps(
             {
                 "settings": settings,
-                "data": {"sha256": data_sha256},
+                "data": {**data_hashes},
                 "base": {"id": base.id, "sha256": base.sha256},
                 "versions": current_versions(),
             }

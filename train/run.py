@@ -32,7 +32,7 @@ from train.events import (
 )
 from train.masks import MaskData
 from train.plan import Plan
-from train.prepare import Data, open_training, prepare
+from train.prepare import Data, data_hashes, open_training, prepare
 from train.processes import train_together
 from train.recipe import Recipe, identity, recipe_settings, write_recipe
 from train.track import require_trackers, tracked
@@ -101,7 +101,7 @@ def _train_in(
     from train.ranks import Ranks
     from train.state import Clock, read_state
 
-    facts = identity(config, plan, base, data.sha256)
+    facts = identity(config, plan, base, data_hashes(data))
     captured = None
     if config.resume and work:
         captured, then = read_state(work.checkpoint)
@@ -196,7 +196,7 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
     )
     recipe = Recipe(
         settings=recipe_settings(config, plan),
-        data={"sha256": data.sha256, "images": task.images + task.held_out_images + len(data.watched)},
+        data={**data_hashes(data), "images": task.images + task.held_out_images + len(data.watched)},
         base={"id": base.id, "commit": base.commit, "sha256": base.sha256},
         versions=opened.facts["versions"],
     )

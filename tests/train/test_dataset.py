@@ -9,7 +9,8 @@ from PIL import Image
 
 from hubctl.errors import DataError
 from tests.train import tiny
-from train.dataset import fitted, open_image, read_captions, read_subject
+from train.dataset import fitted, open_image, read_captions
+from train.subject import read_subject
 
 
 def rewrite(path: Path, text: str) -> None:
@@ -146,8 +147,3 @@ def test_the_middle_square_is_cut_and_resized() -> None:
     # Resampling lets a little red in at the two sides.
     assert (pixels[:, 4:-4] == (0, 0, 255)).all()
     assert fitted(wide, (16, 8)).shape == (8, 16, 3)
-
-
-def test_class_images_may_be_missing(tmp_path: Path) -> None:
-    tiny.picture(0).save(tmp_path / "a.png")
-    assert read_subject(tmp_path, tmp_path / "none").class_images == ()

@@ -17,10 +17,11 @@ from hubctl.adapter.package import Manifest, new_folder, read_manifest
 from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.cpu import tune_cpu
 from hubctl.errors import InputError
-from train.dataset import CaptionedImage, is_captioned, read_captions, read_subject
+from train.dataset import CaptionedImage, is_captioned, read_captions
 from train.evaluation.config import EvalConfig, Judgement, Report
 from train.events import Event, Preparing, Warned
 from train.masks import MaskData, read_masks
+from train.subject import read_subject
 
 REPORT = "eval.json"
 

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from train.config import TrainConfig
-from train.dataset import SubjectData
+from train.subject import ClassImages, SubjectData, make_class_folder
 from train.tasks.denoisers import join
 from train.tasks.diffusion import LOSS_NOTE, Diffusion, Encoded
 from train.tasks.latents import Latents
@@ -46,7 +45,7 @@ class DreamBooth:
             self._class_texts = self.diffusion.texts([config.class_prompt])
             class_images: list[Path | Image.Image] = list(data.train)
             if not setup.measuring:
-                class_images = self._class_images(config, data.class_images)
+                class_images = self._class_images(config.class_prompt, data.classes)
             self._class_latents = self.diffusion.encode_images(class_images)
             prompts.append(config.class_prompt)
         self.prompts: Sequence[str] = config.sample_prompts or tuple(prompts)
@@ -96,18 +95,19 @@ class DreamBooth:
         """Write the weights as diffusers does."""
         self.diffusion.save(folder)
 
-    def _class_images(self, config: TrainConfig, given: Sequence[Path]) -> list[Path | Image.Image]:
+    def _class_images(self, prompt: str, classes: ClassImages) -> list[Path | Image.Image]:
         """The user's class images, and as many drawn by the base as are missing.
 
         Drawn ones are kept in the user's class folder, where there is one, for the next training.
         """
-        missing = config.num_class_images - len(given)
-        if missing <= 0:
-            return list(given)
-        drawn = self.diffusion.drawn_by_base(config.class_prompt or "", self._class_texts, missing)
-        if config.class_data is None or not self.diffusion.setup.first:
-            return [*given, *drawn]
-        config.class_data.mkdir(parents=True, exist_ok=True)
-        for number, picture in enumerate(drawn, start=len(given) + 1):
-            picture.save(config.class_data / f"class-{config.seed}-{number:04}.png")
-        return [*given, *drawn]
+        if not classes.to_draw:
+            return [*classes.given, *classes.drawn]
+        first = self.diffusion.setup.first
+        if first:
+            make_class_folder(classes)
+        drawn = self.diffusion.drawn_by_base(prompt, self._class_texts, classes.to_draw)
+        for place, picture in zip(classes.places if first else (), drawn, strict=False):
+            part = place.with_suffix(".part")
+            picture.save(part, "PNG")
+            part.replace(place)  # whole or not at all: half a picture would stop the next training
+        return [*classes.given, *drawn]

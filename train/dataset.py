@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,20 +158,21 @@ def images_in(folder: Path) -> tuple[Path, ...]:
 Faults = list[tuple[Path, DataError]]
 """What is wrong, and with which file."""
 
+_EXAMPLE = '{"file_name": "a.png", "text": "a red apple"}'
+
 
 def read_caption_items(folder: Path) -> tuple[tuple[CaptionedImage, ...], Faults]:
     """Every image with its caption, and every fault, instead of the first one alone."""
     metadata = folder / METADATA
+    if metadata.is_file():
+        return _metadata_items(metadata)
     items: list[CaptionedImage] = []
     faults: Faults = []
-    if metadata.is_file():
-        try:
-            items += _metadata_items(metadata)
-            _check_all_captioned(folder, items)
-        except DataError as fault:
-            faults.append((metadata, fault))
-        return tuple(items), faults
-    for path in list_images(folder):
+    try:
+        images = images_in(folder)
+    except DataError as fault:
+        return (), [(folder, fault)]
+    for path in images:
         try:
             items.append(_sidecar_item(path))
         except DataError as fault:
@@ -177,76 +180,105 @@ def read_caption_items(folder: Path) -> tuple[tuple[CaptionedImage, ...], Faults
     return tuple(items), faults
 
 
+def require_text(text: str, where: str) -> None:
+    """Raise `DataError` for what JSON can say and UTF-8 cannot hold: halves of characters; and for zeros."""
+    if strange := re.search("[\0\ud800-\udfff]", text):
+        raise DataError(
+            f"{where} has {strange[0]!r}, which is no character",
+            hint="write the character itself, in UTF-8, or leave it out",
+        )
+
+
 def _read_captions(folder: Path) -> tuple[CaptionedImage, ...]:
-    require_folder(folder)
-    metadata = folder / METADATA
-    if metadata.is_file():
-        items = tuple(_metadata_items(metadata))
-        _check_all_captioned(folder, items)
-    else:
-        items = tuple(_sidecar_item(path) for path in images_in(folder))
+    items, faults = read_caption_items(folder)
+    for _, fault in faults:
+        raise fault
     for item in items:
         open_image(item.path)
     return items
 
 
-def _metadata_items(metadata: Path) -> Iterator[CaptionedImage]:
-    lines = read_text(metadata).splitlines()
-    seen: dict[Path, int] = {}
+def _metadata_items(metadata: Path) -> tuple[tuple[CaptionedImage, ...], Faults]:
+    try:
+        # Not splitlines: a caption may hold what else ends a line (U+2028).
+        lines = read_text(metadata).split("\n")
+    except DataError as fault:
+        return (), [(metadata, fault)]
+    items: dict[Path, CaptionedImage] = {}
+    faults: Faults = []
+    first: dict[Path, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         where = f"{metadata}:{number}"
-        name, caption = _metadata_fields(line, where)
-        path = metadata.parent / name
-        if not path.resolve().is_relative_to(metadata.parent.resolve()):
-            raise DataError(
-                f"{where} names {name!r}, outside the folder",
-                hint=f"keep the images in {metadata.parent}",
-            )
-        if not path.is_file():
-            raise DataError(
-                f"{where} names {name!r}, which is not in {metadata.parent}",
-                hint="add the image, or delete the line",
-            )
-        if path in seen:
-            raise DataError(
-                f"{where} names {name!r} again (first in line {seen[path]})",
-                hint="keep one line for each image",
-            )
-        seen[path] = number
-        yield CaptionedImage(path=path, caption=caption)
-    if not seen:
-        raise DataError(
-            f"{metadata} is empty",
-            hint='write a line for each image: {"file_name": "a.png", "text": "a red apple"}',
-        )
+        try:
+            item = _metadata_item(line, where, metadata.parent)
+            if item.path in items:
+                name = item.path.relative_to(metadata.parent).as_posix()
+                raise DataError(
+                    f"{where} names {name!r} again (first in line {first[item.path]})",
+                    hint="keep one line for each image",
+                )
+        except DataError as fault:
+            faults.append((metadata, fault))
+            continue
+        items[item.path], first[item.path] = item, number
+    if not items and not faults:
+        hint = f"write a line for each image: {_EXAMPLE}"
+        return (), [(metadata, DataError(f"{metadata} is empty", hint=hint))]
+    return tuple(items.values()), [*faults, *_uncaptioned(metadata, items)]
 
 
-def _metadata_fields(line: str, where: str) -> tuple[str, str]:
-    example = '{"file_name": "a.png", "text": "a red apple"}'
+def _metadata_item(line: str, where: str, folder: Path) -> CaptionedImage:
     try:
         entry: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}", hint=f"write it like {example}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}", hint=f"write it like {_EXAMPLE}") from error
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is not a JSON object", hint=f"write it like {example}")
+        raise DataError(f"{where} is not a JSON object", hint=f"write it like {_EXAMPLE}")
     for key in ("file_name", "text"):
         if not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise DataError(f"{where} has no {key!r}", hint=f"write it like {example}")
-    return entry["file_name"], entry["text"].strip()
+            raise DataError(f"{where} has no {key!r}", hint=f"write it like {_EXAMPLE}")
+        require_text(entry[key], f"{key!r} in {where}")
+    return CaptionedImage(path=_named(folder, entry["file_name"], where), caption=entry["text"].strip())
 
 
-def _check_all_captioned(folder: Path, items: Iterable[CaptionedImage]) -> None:
-    captioned = {item.path for item in items}
-    missing = [path for path in list_images(folder) if path not in captioned]
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        entry = json.dumps({"file_name": missing[0].name, "text": "what it shows"})
+def _named(folder: Path, name: str, where: str) -> Path:
+    """The file in the folder that is meant, also by an absolute name or one with dots, in one spelling."""
+    home = Path(os.path.normpath(folder.absolute()))
+    path = Path(os.path.normpath(home / name))
+    try:
+        if not path.is_relative_to(home):  # unless the two say the same folder in other words
+            home, path = home.resolve(), path.resolve()
+        inside, there = path.resolve().is_relative_to(home.resolve()), path.is_file()
+    except OSError as error:
         raise DataError(
-            f"{missing[0]} has no caption in {folder / METADATA}{more}",
-            hint=f"add the line {entry}, or remove the image",
+            f"{where} names a file that cannot be: {error.strerror}", hint="correct the name"
+        ) from error
+    if not inside:
+        raise DataError(
+            f"{where} names {name!r}, outside the folder",
+            hint=f"keep the images in {folder}",
         )
+    if not there:
+        raise DataError(
+            f"{where} names {name!r}, which is not in {folder}",
+            hint="add the image, or delete the line",
+        )
+    return folder / path.relative_to(home)
+
+
+def _uncaptioned(metadata: Path, captioned: Container[Path]) -> Faults:
+    missing = [path for path in list_images(metadata.parent) if path not in captioned]
+    if not missing:
+        return []
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    entry = json.dumps({"file_name": missing[0].name, "text": "what it shows"})
+    fault = DataError(
+        f"{missing[0]} has no caption in {metadata}{more}",
+        hint=f"add the line {entry}, or remove the image",
+    )
+    return [(metadata, fault)]
 
 
 def _sidecar_item(path: Path) -> CaptionedImage:
@@ -266,12 +298,21 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: it is something else.
     """
+    data = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+        text = data.decode("utf-8-sig")
+        if "\0" in text:  # half of each character, in UTF-16
+            raise ValueError("it has zeros")
+    except ValueError as error:
+        encoding = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "ISO-8859-1"
+        if b"\0" in data[:2]:
+            encoding = "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+        old, new = shlex.quote(str(path)), shlex.quote(f"{path}.new")
         raise DataError(
-            f"{path} is not UTF-8 text", hint=f"iconv -t UTF-8 {shlex.quote(str(path))}"
+            f"{path} is not UTF-8 text",
+            hint=f"it looks like {encoding}: iconv -f {encoding} -t UTF-8 {old} > {new} && mv {new} {old}",
         ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def fingerprint(folder: Path, items: Iterable[tuple[Path, str]], extra: str = "") -> str:

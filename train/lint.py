@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Literal
 
 from hubctl.errors import DataError
 from train.dataset import (
+    IMAGE_SUFFIXES,
     METADATA,
     CaptionedImage,
+    images_in,
     is_captioned,
     list_images,
     open_image,
     read_caption_items,
-    require_folder,
+    splits,
 )
-from train.masks import IGNORED, MaskedImage, find_pairs, has_masks
+from train.masks import IGNORED, MaskedImage, Pairs, find_pairs, has_masks, name_classes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,6 +32,8 @@ Level = Literal["error", "warning", "note"]
 RARE = 0.005
 """Part of the pixels below which a class is called rare."""
 EXIF_ORIENTATION = 0x0112
+UNREAD = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".jfif", ".tga", ".svg", ".psd")
+"""Files that are pictures to their owner, and nothing to a training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,24 +77,27 @@ def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
     Raises:
         DataError: the folder is not there, or holds no images.
     """
-    require_folder(folder)
-    parts = [part for name in ("train", "test") if (part := folder / name).is_dir()] or [folder]
-    kind = _kind(parts[0])
+    part, test_part = splits(folder)
+    parts = [part, *([test_part] if test_part else [])]
+    kind = _kind(folder, part)
     findings: list[Finding] = []
     captions: dict[str, str] = {}
     classes: Counter[str] = Counter()
     images: list[Path] = []
     if kind == "masks":
-        images += [path for part in parts for path in list_images(part / "images")]
-        findings += _masks(folder, classes)
-    for part in parts if kind != "masks" else ():
-        images += list_images(part)
-        if kind == "captions":
-            found, items = _captions(folder, part, trigger)
-            findings += found
-            captions |= {_short(folder, item.path): item.caption for item in items}
-    if not images:
-        raise DataError(f"{folder} holds no images", hint="give the folder that you train with")
+        pairs = find_pairs(folder)
+        images += [item.path for item in (*pairs.train, *pairs.test)]
+        findings += _masks(folder, pairs, classes)
+        for place in {folder, *parts}:
+            findings += _unread(folder, place / "images")
+    elif kind == "subject":
+        images += _subject(folder, part)
+        findings += _unread(folder, folder)
+    for part in parts if kind == "captions" else ():
+        found, items = _captions(folder, part, trigger)
+        findings += [*found, *_unread(folder, part)]
+        images += sorted({*list_images(part), *(item.path for item in items)})
+        captions |= {_short(folder, item.path): item.caption for item in items}
     findings += _images(folder, images, min_px)
     total = sum(classes.values())
     shares = {name: count / total for name, count in sorted(classes.items())} if total else {}
@@ -109,31 +116,41 @@ def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
     )
 
 
-def _kind(part: Path) -> Kind:
-    if has_masks(part):
+def _kind(folder: Path, part: Path) -> Kind:
+    if has_masks(folder) or has_masks(part):
         return "masks"
-    return "captions" if is_captioned(part) else "subject"
+    return "captions" if is_captioned(folder) else "subject"
+
+
+def _subject(folder: Path, part: Path) -> tuple[Path, ...]:
+    try:
+        return images_in(folder)
+    except DataError as fault:
+        if part == folder or not list_images(part):
+            raise
+        raise DataError(
+            f"{folder} holds no images itself, and those in {part} have no captions",
+            hint=f"write captions into {part / METADATA}; or, for one subject: --data {part}",
+        ) from fault
+
+
+def _unread(folder: Path, part: Path) -> Iterator[Finding]:
+    """Pictures of kinds that training does not read."""
+    for path in sorted(part.iterdir()) if part.is_dir() else ():
+        if path.suffix.lower() in UNREAD and path.is_file() and path.name[0] != ".":
+            said = f"is not read: training takes {', '.join(IMAGE_SUFFIXES)}"
+            yield Finding(code="unread", level="warning", file=_short(folder, path), message=said)
 
 
 def _captions(
     folder: Path, part: Path, trigger: str | None
 ) -> tuple[list[Finding], tuple[CaptionedImage, ...]]:
-    findings = []
-    sidecars = [path.with_suffix(".txt") for path in list_images(part) if path.with_suffix(".txt").is_file()]
-    if (part / METADATA).is_file() and sidecars:
-        findings.append(
-            Finding(
-                code="captions-ignored",
-                level="warning",
-                file=_short(folder, sidecars[0]),
-                message=f"{len(sidecars)} .txt captions are ignored, because {METADATA} is there",
-            )
-        )
     items, faults = read_caption_items(part)
-    findings += [
+    findings = [
         Finding(code="caption", level="error", file=_short(folder, path), message=fault.message)
         for path, fault in faults
     ]
+    findings += _sidecars(folder, part)
     for item in items:
         if trigger and trigger.lower() not in item.caption.lower():
             findings.append(
@@ -147,31 +164,57 @@ def _captions(
     return findings, items
 
 
-def _masks(folder: Path, classes: Counter[str]) -> Iterator[Finding]:
+def _sidecars(folder: Path, part: Path) -> Iterator[Finding]:
+    """What is odd about the .txt files beside the images."""
+    pictured: defaultdict[Path, list[str]] = defaultdict(list)
+    for path in list_images(part):
+        pictured[path.with_suffix(".txt")].append(path.name)
+    texts = [path for path in sorted(part.glob("*.txt")) if path.is_file() and path.name[0] != "."]
+    used = [path for path in texts if path in pictured]
+    if (part / METADATA).is_file():
+        if used:
+            said = f"{len(used)} .txt captions are ignored, because {METADATA} is there"
+            yield Finding(
+                code="captions-ignored", level="warning", file=_short(folder, used[0]), message=said
+            )
+        return
+    for path in texts:
+        names = pictured.get(path, [])
+        if not names:
+            said = "is a caption without an image"
+            yield Finding(code="lost-caption", level="warning", file=_short(folder, path), message=said)
+        elif len(names) > 1:
+            said = f"is the caption of several images: {', '.join(names)}"
+            yield Finding(code="shared-caption", level="warning", file=_short(folder, path), message=said)
+
+
+def _masks(folder: Path, pairs: Pairs, classes: Counter[str]) -> Iterator[Finding]:
     """Findings of the masks; counts pixels into `classes` on the way."""
     import numpy as np
 
-    pairs = find_pairs(folder)
-    names = pairs.labels.names
     for path, fault in pairs.faults:
         yield Finding(code="mask", level="error", file=_short(folder, path), message=fault.message)
+    found: dict[Path, dict[int, int]] = {}
     for item in (*pairs.train, *pairs.test):
+        name = _short(folder, item.mask)
         yield from _mask_fits(folder, item)
         try:
             mask = item.classes()
         except DataError as fault:
-            yield Finding(code="mask", level="error", file=_short(folder, item.mask), message=fault.message)
+            yield Finding(code="mask", level="error", file=name, message=fault.message)
             continue
         values, counts = np.unique(mask[mask != IGNORED], return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        found[item.mask] = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        if not found[item.mask]:
+            said = "has no pixel that counts: all are ignored, and its image teaches nothing"
+            yield Finding(code="mask-blank", level="warning", file=name, message=said)
+    names, faults = name_classes(folder, pairs, found)
+    for path, wrong in faults:
+        code = "mask-value" if path in found else "classes"
+        yield Finding(code=code, level="error", file=_short(folder, path), message=wrong.message)
+    for counted in found.values():
+        for value, count in counted.items():
             classes[names.get(value, f"class {value}")] += count
-            if names and value not in names:
-                yield Finding(
-                    code="mask-value",
-                    level="error",
-                    file=_short(folder, item.mask),
-                    message=f"has the value {value}, which no class has ({count} pixels)",
-                )
 
 
 def _mask_fits(folder: Path, item: MaskedImage) -> Iterator[Finding]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from train.dataset import (
     open_image,
     read_text,
     require_folder,
+    require_text,
     splits,
 )
 
@@ -94,6 +96,8 @@ class MaskData:
     labels: dict[int, str]
     """Class number (0 to n - 1) to name."""
     sha256: str
+    blank: frozenset[Path] = frozenset()
+    """Masks whose pixels are all ignored."""
     watched: tuple[MaskedImage, ...] = ()
     """Held out of `train`, to see whether training overfits."""
 
@@ -118,31 +122,52 @@ def read_masks(folder: Path, names: Mapping[int, str] | None = None) -> MaskData
     for _, fault in pairs.faults:
         raise fault
     found = {item.mask: _check_mask(item) for item in (*pairs.train, *pairs.test)}
-    labels = dict(pairs.labels.names)
-    if not labels:
-        top = max((value for item in pairs.train for value in found[item.mask]), default=0)
-        labels = {number: f"class {number}" for number in range(top + 1)}
-    if len(labels) < 2:
-        raise DataError(
-            f"the masks in {folder} hold one class only, so there is nothing to tell apart",
-            hint="paint at least two classes: 0, 1, ...; or say what the pixels mean, where one of them is "
-            f'{IGNORED}, in {folder / LABELS}: {{"0": "background", "255": "object"}}',
-        )
-    if len(labels) > IGNORED:
-        raise DataError(f"{folder / LABELS} names {len(labels)} classes", hint=f"use {IGNORED} at most")
-    for mask, values in found.items():
-        if strange := sorted(values - labels.keys()):
-            raise DataError(
-                f"{mask} has the value {strange[0]}, but the classes are 0 to {len(labels) - 1} "
-                f"(and {IGNORED} for ignored pixels)",
-                hint=f"repaint it, or name that class in {folder / LABELS}",
-            )
+    labels, faults = name_classes(folder, pairs, found)
+    for _, fault in faults:
+        raise fault
     meaning = json.dumps(labels, sort_keys=True)
     if not pairs.labels.plain:
         meaning += repr((sorted(pairs.labels.values.items()), sorted(pairs.labels.colors.items())))
     items = [(path, "") for item in (*pairs.train, *pairs.test) for path in (item.path, item.mask)]
     sha256 = fingerprint(folder, items, meaning)
-    return MaskData(train=pairs.train, test=pairs.test, labels=labels, sha256=sha256)
+    blank = frozenset(mask for mask, values in found.items() if not values)
+    return MaskData(train=pairs.train, test=pairs.test, labels=labels, sha256=sha256, blank=blank)
+
+
+def name_classes(
+    folder: Path, pairs: Pairs, found: Mapping[Path, Collection[int]]
+) -> tuple[dict[int, str], Faults]:
+    """The names of all classes, and what is wrong with those that were `found` in the masks."""
+    labels = dict(pairs.labels.names)
+    if not labels:
+        top = max((value for item in pairs.train for value in found.get(item.mask, ())), default=0)
+        labels = {number: f"class {number}" for number in range(top + 1)}
+    if len(labels) < 2:
+        fault = DataError(
+            f"the masks in {folder} hold one class only, so there is nothing to tell apart",
+            hint="paint at least two classes: 0, 1, ...; or say what the pixels mean, where one of them is "
+            f'{IGNORED}, in {folder / LABELS}: {{"0": "background", "255": "object"}}',
+        )
+        return labels, [(folder, fault)]
+    if len(labels) > IGNORED:
+        fault = DataError(f"{folder / LABELS} names {len(labels)} classes", hint=f"use {IGNORED} at most")
+        return labels, [(folder / LABELS, fault)]
+    if not any(found.get(item.mask) for item in pairs.train):
+        fault = DataError(
+            f"no mask to train on in {folder} has a pixel that counts: all are ignored",
+            hint=f"paint the classes, or name them in {folder / LABELS}",
+        )
+        return labels, [(folder, fault)]
+    faults: Faults = []
+    for mask, values in found.items():
+        if strange := sorted(set(values) - labels.keys()):
+            fault = DataError(
+                f"{mask} has the value {strange[0]}, but the classes are 0 to {len(labels) - 1} "
+                f"(and {IGNORED} for ignored pixels)",
+                hint=f"repaint it, or name that class in {folder / LABELS}",
+            )
+            faults.append((mask, fault))
+    return labels, faults
 
 
 def has_masks(folder: Path) -> bool:
@@ -287,8 +312,11 @@ def _read_labels(folders: Iterable[Path]) -> Labels | None:
         return None
     try:
         entries: Any = json.loads(read_text(path))
-        return parse_labels({key: name if name is None else str(name) for key, name in entries.items()})
-    except (ValueError, AttributeError) as error:
+        named = {key: name if name is None else str(name) for key, name in entries.items()}
+        for key, name in named.items():
+            require_text(f"{key} {name}", str(path))
+        return parse_labels(named)
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path} does not name the classes: {error}", hint=f"write it like {_EXAMPLE}"
         ) from error
@@ -298,20 +326,37 @@ def _stem_pairs(folder: Path, labels: Labels) -> tuple[tuple[MaskedImage, ...], 
     images = images_in(folder / "images")
     mask_folder = folder / "masks"
     require_folder(mask_folder)
-    masks = {path.stem: path for path in sorted(mask_folder.glob("*.png"))}
+    masks, alike = _by_stem(mask_folder), Counter(path.stem for path in images)
     items = []
     faults: Faults = []
     for path in images:
-        mask = masks.pop(path.stem, None)
-        if mask is None:
+        found = masks.get(path.stem, [])
+        if not found:
             hint = f"add {mask_folder / (path.stem + '.png')}, or remove the image"
             faults.append((path, DataError(f"{path} has no mask", hint=hint)))
+        elif len(found) > 1 or alike[path.stem] > 1:
+            faults.append((path, _ambiguous(path)))
         else:
-            items.append(MaskedImage(path=path, mask=mask, labels=labels))
-    for orphan in masks.values():
+            items.append(MaskedImage(path=path, mask=found[0], labels=labels))
+    for orphan in (path for stem, paths in masks.items() if stem not in alike for path in paths):
         hint = f"add it to {folder / 'images'}, or remove the mask"
         faults.append((orphan, DataError(f"{orphan} has no image", hint=hint)))
     return tuple(items), faults
+
+
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in list_images(folder):
+        if path.suffix.lower() == ".png":
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _ambiguous(image: Path) -> DataError:
+    return DataError(
+        f"{image}: several images or masks are called {image.stem}, so nobody knows which belong together",
+        hint="give each pair a name of its own",
+    )
 
 
 def _listed_pairs(folder: Path, name: str, labels: Labels) -> tuple[tuple[MaskedImage, ...], Faults]:
@@ -320,19 +365,22 @@ def _listed_pairs(folder: Path, name: str, labels: Labels) -> tuple[tuple[Masked
     if not listing.is_file():
         raise DataError(f"{listing} is missing, which lists a split", hint="unpack annotations.tar.gz again")
     images = {path.stem: path for path in list_images(folder / "images")}
+    masks = _by_stem(folder / TRIMAPS)
+    alike = Counter(path.stem for path in list_images(folder / "images"))
     items = []
     faults: Faults = []
-    for number, line in enumerate(read_text(listing).splitlines(), start=1):
+    for number, line in enumerate(read_text(listing).split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         stem = line.split()[0]
-        mask = folder / TRIMAPS / f"{stem}.png"
-        image = images.get(stem)
-        if image is None or not mask.is_file():
-            lacking = folder / "images" / f"{stem}.jpg" if image is None else mask
-            fault = DataError(f"{listing}:{number} names {stem}, but {lacking} is missing",
+        found, image = masks.get(stem, []), images.get(stem)
+        if image is None or not found:
+            lacking = f"images/{stem}.jpg" if image is None else f"{TRIMAPS}/{stem}.png"
+            fault = DataError(f"{listing}:{number} names {stem}, but {folder / lacking} is missing",
                               hint="add it, or delete the line")  # fmt: skip
             faults.append((listing, fault))
+        elif len(found) > 1 or alike[stem] > 1:
+            faults.append((image, _ambiguous(image)))
         else:
-            items.append(MaskedImage(path=image, mask=mask, labels=labels))
+            items.append(MaskedImage(path=image, mask=found[0], labels=labels))
     return tuple(items), faults

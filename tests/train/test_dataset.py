@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from PIL import Image
 from hubctl.errors import DataError
 from tests.train import tiny
 from train.dataset import fitted, open_image, read_captions
+from train.lint import lint
 from train.subject import read_subject
 
 
@@ -51,6 +55,22 @@ CAPTION_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
         "names '../x.png', outside the folder",
     ),
     (
+        "half a character",
+        lambda d: rewrite(d / "metadata.jsonl", '{"file_name": "0.png", "text": "red \\ud83d"}'),
+        r"metadata.jsonl:1 has '\ud83d', which is no character",
+    ),
+    (
+        "a zero in a name",
+        lambda d: rewrite(d / "metadata.jsonl", '{"file_name": "0\\u0000.png", "text": "a"}'),
+        r"metadata.jsonl:1 has '\x00', which is no character",
+    ),
+    (
+        "a long name",
+        lambda d: rewrite(d / "metadata.jsonl", json.dumps({"file_name": "0" * 300, "text": "a"})),
+        "metadata.jsonl:1 names a file that cannot be: File name too long",
+    ),
+    ("too deep", lambda d: rewrite(d / "metadata.jsonl", "[" * 100_000), "metadata.jsonl:1 is not JSON"),
+    (
         "Latin-1",
         lambda d: (d / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "caf\xe9"}'),
         "metadata.jsonl is not UTF-8 text",
@@ -68,6 +88,42 @@ def test_caption_faults_name_the_file(
         read_captions(folder)
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_names_in_any_spelling_mean_the_same_file(tmp_path: Path) -> None:
+    folder = tiny.captioned_folder(tmp_path / "data", images=4)
+    (folder / "sub").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    names = [str(folder.absolute() / "0.png"), "./1.png", "sub/../2.png", str(tmp_path / "link" / "3.png")]
+    lines = [json.dumps({"file_name": name, "text": "a"}) for name in names]
+    rewrite(folder / "metadata.jsonl", "\n".join(lines))
+    relative = Path(os.path.relpath(folder))
+    for place in (folder, relative):
+        items = read_captions(place).train
+        assert [item.path for item in items] == [place / f"{number}.png" for number in range(4)]
+        assert lint(place, min_px=16).errors == 0
+    rewrite(folder / "metadata.jsonl", "\n".join(lines + lines[2:3]))
+    with pytest.raises(DataError, match=r"jsonl:5 names '2\.png' again \(first in line 3\)"):
+        read_captions(folder)
+
+
+def test_a_caption_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    folder = tiny.captioned_folder(tmp_path, images=2)
+    text = "red\u2028apple\x85"
+    lines = [json.dumps({"file_name": f"{n}.png", "text": text}, ensure_ascii=False) for n in range(2)]
+    (folder / "metadata.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert {item.caption for item in read_captions(folder).train} == {"red\u2028apple"}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le", "utf-16-be"])
+def test_the_hint_for_another_encoding_works_as_typed(tmp_path: Path, encoding: str) -> None:
+    tiny.picture(0).save(tmp_path / "a b.png")
+    (tmp_path / "a b.txt").write_bytes("ein äpfel".encode(encoding))
+    with pytest.raises(DataError, match="is not UTF-8 text") as caught:
+        read_captions(tmp_path)
+    _, _, command = (caught.value.hint or "").partition(": ")
+    subprocess.run(command, shell=True, check=True)
+    assert [item.caption for item in read_captions(tmp_path).train] == ["ein äpfel"]
 
 
 def test_empty_folders_and_files_are_refused(tmp_path: Path) -> None:

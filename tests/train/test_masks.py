@@ -48,6 +48,12 @@ MASK_FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
         "labels.json does not name the classes",
     ),
     ("labels not JSON", lambda d: rewrite(d / "labels.json", "pet"), "labels.json does not name the classes"),
+    ("too deep", lambda d: rewrite(d / "labels.json", "[" * 100_000), "does not name the classes"),
+    (
+        "half a character",
+        lambda d: rewrite(d / "labels.json", '{"0": "a", "1": "\\ud83d", "2": "c"}'),
+        r"labels.json has '\ud83d', which is no character",
+    ),
     ("a list", lambda d: rewrite(d / "labels.json", '["pet"]'), "labels.json does not name the classes"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,7 +107,8 @@ def _watch(task: Task, plan: Plan, state: State) -> Watched | None:
     if progress.step % plan.watch_every and progress.step != plan.steps:
         return None
     losses = task.watch()
-    if losses is None:
+    # One step can spoil weights whose loss was still a number; what then follows is for the loop to decide.
+    if losses is None or not all(map(math.isfinite, losses)):
         return None
     progress.looks.append((progress.step, *losses))
     seen = looks(state)

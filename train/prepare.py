@@ -125,11 +125,19 @@ def data_hashes(data: Data) -> dict[str, str]:
 
 def _hold_out(data: Data, config: TrainConfig) -> Data:
     """The data with some of the training images set aside to watch."""
-    chosen = held_out(len(data.train), config.hold_out, config.seed)
+    telling = _telling(data)
+    chosen = [telling[place] for place in held_out(len(telling), config.hold_out, config.seed)]
     # Any: of whatever kind this data's items are.
     train: Any = tuple(item for place, item in enumerate(data.train) if place not in chosen)
     watched: Any = tuple(data.train[place] for place in chosen)
     return dataclasses.replace(data, train=train, watched=watched)
+
+
+def _telling(data: Data) -> list[int]:
+    """Places of the training images that can be judged: not of those whose masks are ignored as a whole."""
+    if isinstance(data, MaskData):
+        return [place for place, item in enumerate(data.train) if item.mask not in data.blank]
+    return list(range(len(data.train)))
 
 
 def _check_task(config: TrainConfig, base: BaseModel) -> None:

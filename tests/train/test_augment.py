@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from train.masks import IGNORED
-from train.tasks.segmentation import augment, overlap_loss
+from train.tasks.segmentation import augment, named_figures, overlap_loss, segmentation_loss
 
 
 def test_the_mask_follows_its_picture() -> None:
@@ -34,3 +34,17 @@ def test_overlap_is_lost_only_where_classes_differ_and_ignored_pixels_do_not_cou
     ignored = right.clone()
     ignored[:, :, 1, 3] = torch.tensor([50.0, 0, 0])
     assert torch.equal(overlap_loss(ignored, masks), overlap_loss(right, masks))
+
+
+def test_a_part_without_counted_pixels_has_no_loss_and_moves_nothing() -> None:
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((2, 8, 8), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_figures_of_classes_with_like_names_are_kept_apart() -> None:
+    figures = named_figures("iou", {0: "a b", 1: "a_b", 2: "c d"}, (0.1, 0.2, 0.3))
+    assert figures == {"iou_a b": 0.1, "iou_a_b": 0.2, "iou_c_d": 0.3}

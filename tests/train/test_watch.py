@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hubctl.errors import InputError
 from tests.train import tiny
-from tests.train.conftest import run
+from tests.train.conftest import Trained, run
+from tests.train.test_masks import save_mask
 from tests.train.test_resume import stopped_at, weights
 from train.config import TrainConfig
-from train.events import Evaluated, Started, StepDone, Warned, Watched
-from train.masks import read_masks
+from train.events import Evaluated, Event, Started, StepDone, Warned, Watched
+from train.masks import IGNORED, read_masks
 from train.prepare import prepare
+from train.run import train
 from train.watch import PATIENCE, Look, best_look, held_out, should_stop, smoothed
 
 
@@ -128,6 +132,35 @@ def test_without_auto_stop_it_goes_on_but_keeps_the_best(tmp_path: Path, config:
     stopped_at(halves, best + 1)
     run(dataclasses.replace(halves, resume=True))
     assert weights(halves.output) == weights(whole.folder)
+
+
+def test_masks_without_a_counted_pixel_count_nothing(tmp_path: Path, segmentation_base: Path) -> None:
+    data = tiny.masked_folder(tmp_path / "data", images=6)
+    for number in (0, *held_out(6, 0.3, 0)):
+        save_mask(data / "masks" / f"{number}.png", IGNORED)
+    trained = run(
+        TrainConfig(
+            task="segmentation", base=str(segmentation_base), data=data, output=tmp_path / "out", steps=8,
+            batch_size=1, rank=2, sample_every=0, hold_out=0.3,
+        )
+    )  # fmt: skip
+    assert not [event for event in trained.events if isinstance(event, Warned)]
+    losses = [event.loss for event in trained.events if isinstance(event, StepDone)]
+    assert len(losses) == 8
+    assert 0 in losses
+    watched = [event for event in trained.events if isinstance(event, Watched)]
+    assert watched
+    assert all(0 < event.held_out_loss <= 1 and 0 < event.train_loss <= 1 for event in watched)
+
+
+def test_a_look_at_spoilt_weights_is_none(tmp_path: Path, style: Trained) -> None:
+    config = dataclasses.replace(
+        style.config, output=tmp_path / "out", steps=4, hold_out=0.5, learning_rate=1e30, sample_every=0
+    )
+    events: list[Event] = []
+    with pytest.raises(InputError, match="training has diverged"):
+        events.extend(train(config))
+    assert all(math.isfinite(event.held_out_loss) for event in events if isinstance(event, Watched))
 
 
 @pytest.mark.parametrize("subject", [False, True], ids=["style", "subject"])

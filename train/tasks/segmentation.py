@@ -8,6 +8,7 @@ Shapes: B images, N classes, H x W pixels (the plan's resolution), h x w logits.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,12 @@ class Segmentation:
         return segmentation_loss(module(pixel_values=self._normalised(pictures)).logits, masks)
 
     def watch(self) -> tuple[float, float] | None:
-        """One minus the mean IoU, on the first training images and on the watched."""
+        """One minus the mean IoU, on the first training images with counted pixels and on the watched."""
         watched = self._data.watched
         if not watched:
             return None
-        return 1 - self._scores(self._data.train[: len(watched)]).mean_iou, 1 - self._scores(watched).mean_iou
+        trained = [item for item in self._data.train if item.mask not in self._data.blank][: len(watched)]
+        return 1 - self._scores(trained).mean_iou, 1 - self._scores(watched).mean_iou
 
     @torch.no_grad()
     def sample(self, step: int, folder: Path) -> Path:
@@ -199,7 +201,7 @@ class Segmentation:
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored.
+    """Cross entropy plus missing overlap at the masks' size, over all pixels that are not ignored, else zero.
 
     Cross entropy alone gives a thin class, such as a border, little weight; overlap counts classes alike.
     Logits [B, N, h, w], masks [B, H, W].
@@ -208,6 +210,8 @@ def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor
         logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False
     )
     masks = masks.to(logits.device).long()
+    if not (masks != IGNORED).any():
+        return logits.sum() * 0  # a mean over no pixels would be NaN
     entropy = functional.cross_entropy(logits, masks, ignore_index=IGNORED)
     return entropy + overlap_loss(logits, masks)
 
@@ -271,8 +275,11 @@ def overlay(picture: Image.Image, mask: np.ndarray[Any, np.dtype[np.uint8]]) -> 
 
 
 def named_figures(name: str, labels: Mapping[int, str], values: Sequence[float]) -> dict[str, float]:
-    """A figure for each class, under the name of both."""
-    return {f"{name}_{labels[number].replace(' ', '_')}": value for number, value in enumerate(values)}
+    """A figure for each class, under the name of both; with its spaces where else two would be the same."""
+    short = {number: label.replace(" ", "_") for number, label in labels.items()}
+    counts = Counter(short.values())
+    names = [short[n] if counts[short[n]] == 1 else labels[n] for n in range(len(values))]
+    return {f"{name}_{label}": value for label, value in zip(names, values, strict=True)}
 
 
 def normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

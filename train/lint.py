@@ -14,7 +14,6 @@ from train.dataset import (
     IMAGE_SUFFIXES,
     METADATA,
     CaptionedImage,
-    images_in,
     is_captioned,
     list_images,
     open_image,
@@ -22,6 +21,7 @@ from train.dataset import (
     splits,
 )
 from train.masks import IGNORED, MaskedImage, Pairs, find_pairs, has_masks, name_classes
+from train.subject import subject_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,7 +91,7 @@ def lint(folder: Path, *, min_px: int = 64, trigger: str | None = None) -> Lint:
         for place in {folder, *parts}:
             findings += _unread(folder, place / "images")
     elif kind == "subject":
-        images += _subject(folder, part)
+        images += subject_images(folder)
         findings += _unread(folder, folder)
     for part in parts if kind == "captions" else ():
         found, items = _captions(folder, part, trigger)
@@ -120,18 +120,6 @@ def _kind(folder: Path, part: Path) -> Kind:
     if has_masks(folder) or has_masks(part):
         return "masks"
     return "captions" if is_captioned(folder) else "subject"
-
-
-def _subject(folder: Path, part: Path) -> tuple[Path, ...]:
-    try:
-        return images_in(folder)
-    except DataError as fault:
-        if part == folder or not list_images(part):
-            raise
-        raise DataError(
-            f"{folder} holds no images itself, and those in {part} have no captions",
-            hint=f"write captions into {part / METADATA}; or, for one subject: --data {part}",
-        ) from fault
 
 
 def _unread(folder: Path, part: Path) -> Iterator[Finding]:

@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubctl.errors import InputError
+from hubctl.errors import DataError, InputError
 from train.config import TrainConfig
-from train.dataset import fingerprint, images_in, list_images, open_image, require_folder
+from train.dataset import METADATA, fingerprint, images_in, list_images, open_image, require_folder, splits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,12 +49,27 @@ def read_subject(folder: Path, classes: ClassImages | None = None) -> SubjectDat
     Raises:
         DataError: the folder or an image cannot be used; the message names the file.
     """
-    images = images_in(folder)
+    images = subject_images(folder)
     classes = classes or ClassImages()
     for path in (*images, *classes.given, *classes.drawn):
         open_image(path)
     sha256 = fingerprint(folder, ((path, "") for path in images))
     return SubjectData(train=images, classes=classes, sha256=sha256)
+
+
+def subject_images(folder: Path) -> tuple[Path, ...]:
+    """The images in the folder itself, by name: a subject has no splits.
+
+    Raises:
+        DataError: there is no folder, or none in it.
+    """
+    part, _ = splits(folder)
+    if part != folder and not list_images(folder) and list_images(part):
+        raise DataError(
+            f"{folder} holds no images itself, but {part} does",
+            hint=f"for one subject: --data {part}; for text-to-image: write captions into {part / METADATA}",
+        )
+    return images_in(folder)
 
 
 def find_class_images(config: TrainConfig, base_sha256: str, side_px: int) -> ClassImages:

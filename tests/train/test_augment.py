@@ -47,4 +47,5 @@ def test_a_part_without_counted_pixels_has_no_loss_and_moves_nothing() -> None:
 
 def test_figures_of_classes_with_like_names_are_kept_apart() -> None:
     figures = named_figures("iou", {0: "a b", 1: "a_b", 2: "c d"}, (0.1, 0.2, 0.3))
-    assert figures == {"iou_a b": 0.1, "iou_a_b": 0.2, "iou_c_d": 0.3}
+    assert figures == {"iou_0_a_b": 0.1, "iou_1_a_b": 0.2, "iou_2_c_d": 0.3}
+    assert named_figures("iou", {0: "a b", 1: "c"}, (0.1, 0.2)) == {"iou_a_b": 0.1, "iou_c": 0.2}

@@ -8,7 +8,6 @@ Shapes: B images, N classes, H x W pixels (the plan's resolution), h x w logits.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -275,11 +274,11 @@ def overlay(picture: Image.Image, mask: np.ndarray[Any, np.dtype[np.uint8]]) -> 
 
 
 def named_figures(name: str, labels: Mapping[int, str], values: Sequence[float]) -> dict[str, float]:
-    """A figure for each class, under the name of both; with its spaces where else two would be the same."""
-    short = {number: label.replace(" ", "_") for number, label in labels.items()}
-    counts = Counter(short.values())
-    names = [short[n] if counts[short[n]] == 1 else labels[n] for n in range(len(values))]
-    return {f"{name}_{label}": value for label, value in zip(names, values, strict=True)}
+    """A figure for each class, under the name of both; numbered where two would have the same."""
+    short = [labels[number].replace(" ", "_") for number in range(len(values))]
+    if len(set(short)) < len(short):
+        short = [f"{number}_{label}" for number, label in enumerate(short)]
+    return {f"{name}_{label}": value for label, value in zip(short, values, strict=True)}
 
 
 def normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

@@ -206,6 +206,7 @@ def _metadata_items(metadata: Path) -> tuple[tuple[CaptionedImage, ...], Faults]
         return (), [(metadata, fault)]
     items: dict[Path, CaptionedImage] = {}
     faults: Faults = []
+    faulty: list[str] = []
     first: dict[Path, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -221,12 +222,13 @@ def _metadata_items(metadata: Path) -> tuple[tuple[CaptionedImage, ...], Faults]
                 )
         except DataError as fault:
             faults.append((metadata, fault))
+            faulty.append(line)
             continue
         items[item.path], first[item.path] = item, number
     if not items and not faults:
         hint = f"write a line for each image: {_EXAMPLE}"
         return (), [(metadata, DataError(f"{metadata} is empty", hint=hint))]
-    return tuple(items.values()), [*faults, *_uncaptioned(metadata, items)]
+    return tuple(items.values()), [*faults, *_uncaptioned(metadata, items, faulty)]
 
 
 def _metadata_item(line: str, where: str, folder: Path) -> CaptionedImage:
@@ -268,8 +270,12 @@ def _named(folder: Path, name: str, where: str) -> Path:
     return folder / path.relative_to(home)
 
 
-def _uncaptioned(metadata: Path, captioned: Container[Path]) -> Faults:
-    missing = [path for path in list_images(metadata.parent) if path not in captioned]
+def _uncaptioned(metadata: Path, captioned: Container[Path], faulty: Iterable[str]) -> Faults:
+    """The images that no line names, also none of the faulty lines, of which it is said already."""
+    named = {word for line in faulty for word in line.split('"')}
+    missing = [
+        path for path in list_images(metadata.parent) if path not in captioned and path.name not in named
+    ]
     if not missing:
         return []
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -133,7 +133,7 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
         "jsonl:1 names 'no.png'",
         "jsonl:2 has no 'text'",
         "jsonl:3 is not JSON",
-        "0.png has no cap",
+        "2.png has no cap",
     ):
         assert any(part in message for message in messages)
 

@@ -22,6 +22,7 @@ from hubctl.refs import AdapterRef, check_repo_id
 from serve import images, schema
 from serve.boundary import Boundary, Metrics, request_id_of
 from serve.config import ServeConfig
+from serve.encodable import encodable
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from serve.resolve import AdapterCache, AdapterFacts, Resolver, ServedBase, find_base
 from serve.tenant import tenant_of
@@ -224,9 +225,9 @@ def _adapter_item(facts: AdapterFacts, bases: tuple[ServedBase, ...], created: i
     pinned = facts.pinned
     about = {
         "kind": "adapter",
-        "base": base.id if base else facts.base_model,
+        "base": base.id if base else facts.base_model and encodable(facts.base_model),
         "served": base is not None,
-        "task": facts.task,
+        "task": facts.task and encodable(facts.task),
         "revision": pinned.commit,
         "sha256": pinned.sha256,
     }
@@ -270,7 +271,7 @@ def _draw(
     found = [
         schema.SegmentItem(
             id=label_id,
-            label=result.id2label[label_id],
+            label=encodable(result.id2label[label_id]),
             score=round(score, 6),
             share=round(float((result.labels == label_id).mean()), 6),
             color=images.hex_color(label_id),

@@ -32,6 +32,7 @@ from hubctl.refs import PinnedRef
 from hubctl.settings import environment, export_defaults
 from serve.api import create_app
 from serve.config import BaseConfig, ServeConfig, config_from_args, share_cpus, share_gpus
+from serve.encodable import encodable_error
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from serve.resolve import hidden
 
@@ -92,6 +93,10 @@ class EngineReplica:
         cancelled = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call, request, cancelled)
+        except Exception as error:
+            if (told := encodable_error(error)) is not error:
+                raise told from None  # Ray would end this process over the characters
+            raise
         finally:
             # Ray cancels this task when the client leaves; the thread learns of it here.
             cancelled.set()

@@ -27,6 +27,7 @@ from hubctl.errors import (
 )
 from hubctl.refs import AdapterRef
 from serve.config import Limits
+from serve.encodable import encodable, is_encodable
 from serve.engine.requests import ImageRequest, LoraUse, Timings
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
@@ -37,6 +38,13 @@ PIXEL_STEP = 8
 class _Strict(BaseModel):
     # Field names such as `model` are the protocol's, not pydantic's business.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and not is_encodable(value):
+            raise ValueError("holds half of a character (a lone surrogate)")
+        return value
 
 
 def _one_ref(text: str) -> str:
@@ -290,13 +298,13 @@ def error_body(
 ) -> dict[str, Any]:
     """An OpenAI-shaped error; `hint` (what to do next) is there only when something is known."""
     error = {
-        "message": message,
+        "message": encodable(message),
         "type": fault.type,
         "code": fault.code,
-        "param": param,
+        "param": param if param is None else encodable(param),
         "request_id": request_id,
     }
-    return {"error": error | ({"hint": hint} if hint else {})}
+    return {"error": error | ({"hint": encodable(hint)} if hint else {})}
 
 
 def fault_body(error: HubctlError, request_id: str) -> tuple[int, dict[str, str], dict[str, Any]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +148,30 @@ def test_refusals(site: Site, fields: dict[str, Any], status: int, param: str | 
 def test_bodies_that_are_no_objects(site: Site, body: bytes, words: str) -> None:
     response = site.client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
     assert words in fault(response, 400)["message"]
+
+
+def test_halves_of_characters_are_refused_by_the_field(site: Site) -> None:
+    for field in ("scheduler", "model", "size", "user"):
+        text = json.dumps({"prompt": "a", field: "\ud800"})
+        answer = site.client.post(GENERATIONS, content=text, headers={"content-type": "application/json"})
+        assert fault(answer, 400)["param"] == field
+    for charset, half in (("utf-7", "+2AA-"), ("unicode_escape", "\\ud800")):
+        for field in ("model", "user"):
+            body = f'--x\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{half}\r\n'.encode()
+            body += b'--x\r\nContent-Disposition: form-data; name="image"; filename="x.png"\r\n\r\n'
+            kind = f"multipart/form-data; boundary=x; charset={charset}"
+            answer = site.client.post(
+                SEGMENTATIONS, content=body + png() + b"\r\n--x--\r\n", headers={"content-type": kind}
+            )
+            assert fault(answer, 400)["param"] == field
+
+
+def test_a_card_with_half_of_a_character_can_be_told(site: Site) -> None:
+    site.shelf.put(facts("eve/half", "acme/\ud800"))
+    error = fault(site.generate(model="eve/half"), 409)
+    assert "was trained for acme/\\ud800, which" in error["message"]
+    assert site.client.get("/v1/models/eve/half").json()["hubctl"]["base"] == "acme/\\ud800"
+    assert site.client.get("/v1/models").status_code == 200
 
 
 def test_body_too_large_is_413_also_without_a_length(tmp_path: Path) -> None:

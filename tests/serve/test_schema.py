@@ -98,6 +98,11 @@ def test_bad_size(size: str) -> None:
         ({"loras": [{}]}, "loras.0.id", "missing"),
         ({"steps": 5}, "steps", "unknown field 'steps'"),
         ({"model": 1}, "model", "valid string"),
+        *(
+            ({name: "a\ud800"}, name, "half of a character")
+            for name in ("prompt", "model", "size", "user", "scheduler", "negative_prompt", "output_format")
+        ),
+        ({"loras": [{"id": "a/\udfff"}]}, "loras.0.id", "half of a character"),
     ],
 )
 def test_bad_field(change: dict[str, Any], param: str, message: str) -> None:

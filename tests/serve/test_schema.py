@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from typing import Any
@@ -14,6 +15,8 @@ from serve.config import Limits
 from serve.engine.requests import LoraUse
 from serve.schema import (
     GenerationBody,
+    LoraBody,
+    SegmentationBody,
     check_limits,
     fault_body,
     image_request,
@@ -112,6 +115,19 @@ def test_bad_field(change: dict[str, Any], param: str, message: str) -> None:
     assert fault.param == param
     assert message in fault.message
     assert param.partition(".")[0] in fault.message
+
+
+def test_null_is_a_field_left_out() -> None:
+    nulls = dict.fromkeys(GenerationBody.model_fields.keys() - {"prompt"})
+    assert GenerationBody.model_validate({**nulls, "prompt": "a"}) == GenerationBody(prompt="a")
+    assert GenerationBody.model_validate({"prompt": "a", "loras": [{"id": "a/b", "scale": None}]}).loras == [
+        LoraBody(id="a/b")
+    ]
+    nulls = dict.fromkeys(SegmentationBody.model_fields.keys() - {"image"})
+    text = json.dumps({**nulls, "image": "x"})
+    assert SegmentationBody.model_validate_json(text) == SegmentationBody(image="x")
+    with pytest.raises(ValidationError, match="colour"):
+        GenerationBody.model_validate({"prompt": "a", "colour": None})
 
 
 @pytest.mark.parametrize(

@@ -85,13 +85,14 @@ def create_app(
     ) -> schema.ImagesAnswer:
         schema.check_limits(body, limits)
         loras = [(lora.id, lora.scale) for lora in body.loras]
-        target = await resolver.resolve("text-to-image", body.model, loras)
         seed = choose_seed() if body.seed is None else body.seed
         tenant = tenant_of(http.headers.get("authorization"), body.user)
-        request = schema.image_request(
-            body, target.loras, seed=seed, timeout_s=limits.timeout_s, tenant=tenant
-        )
-        async with asyncio.timeout(limits.timeout_s + GRACE_S):
+        async with asyncio.timeout(limits.timeout_s) as limit:
+            target = await resolver.resolve("text-to-image", body.model, loras)
+            request = schema.image_request(
+                body, target.loras, seed=seed, timeout_s=limits.timeout_s, tenant=tenant
+            )
+            _leave_it_to_the_engine(limit)
             result = await engines.generate(target.base.name, request)
         files = await asyncio.to_thread(lambda: [images.encode(i, body.output_format) for i in result.images])
         metrics.images.inc(len(files))
@@ -122,14 +123,16 @@ def create_app(
         pixels = await asyncio.to_thread(
             images.decode, data, max_pixels=limits.max_input_pixels, param="image"
         )
-        target = await resolver.resolve("image-segmentation", body.model, [])
-        work = SegmentRequest(
-            image=pixels,
-            adapter=target.loras[0] if target.loras else None,
-            timeout_s=limits.timeout_s,
-            tenant=tenant_of(request.headers.get("authorization"), body.user),
-        )
-        async with asyncio.timeout(limits.timeout_s + GRACE_S):
+        tenant = tenant_of(request.headers.get("authorization"), body.user)
+        async with asyncio.timeout(limits.timeout_s) as limit:
+            target = await resolver.resolve("image-segmentation", body.model, [])
+            work = SegmentRequest(
+                image=pixels,
+                adapter=target.loras[0] if target.loras else None,
+                timeout_s=limits.timeout_s,
+                tenant=tenant,
+            )
+            _leave_it_to_the_engine(limit)
             result = await engines.segment(target.base.name, work)
         found, picture = await asyncio.to_thread(_draw, pixels, result, body.output)
         return schema.SegmentsAnswer(
@@ -158,7 +161,9 @@ def create_app(
             ref = AdapterRef.parse(model)
         except InputError:
             raise NotFoundError(f"no model '{model}'", hint="GET /v1/models lists what there is") from None
-        return _adapter_item(await resolver.adapter(ref), served, started)
+        async with asyncio.timeout(limits.timeout_s):
+            facts = await resolver.adapter(ref)
+        return _adapter_item(facts, served, started)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -205,6 +210,12 @@ class _Bases:
                 if (info := infos[base.name]) is not None
             )
         return self._found
+
+
+def _leave_it_to_the_engine(limit: asyncio.Timeout) -> None:
+    when = limit.when()
+    assert when is not None
+    limit.reschedule(when + GRACE_S)
 
 
 def _public_id(name: str, base_id: str) -> str:

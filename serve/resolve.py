@@ -1,15 +1,18 @@
 """From the names in a request to a base and pinned adapters.
 
 The choice and the cache are pure (the time is an argument); `Resolver` around them asks the hub, each name
-once however many requests wait for it, and never on the event loop.
+once however many requests wait for it, and never on the event loop: in threads of its own, so that a hub that
+hangs holds up nothing but the names that only it knows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +23,7 @@ from hubctl.errors import (
     AdapterMismatchError,
     InputError,
     NotFoundError,
+    OverloadedError,
     UnavailableError,
 )
 from hubctl.refs import AdapterRef, PinnedRef
@@ -27,6 +31,12 @@ from serve.engine.requests import LoraUse
 
 ROUTES = {"text-to-image": "/v1/images/generations", "image-segmentation": "/v1/images/segmentations"}
 """Where each task is served."""
+PATIENCE_S = 2.0
+"""How long a look-up may take before a name seen lately is served as it was known; the look-up goes on."""
+MAX_LOOKUPS = 32
+"""Names that the hub is asked about at the same time; further ones wait."""
+MAX_PAUSE_S = 300.0
+"""The longest pause that the hub can ask for."""
 
 
 class AdapterFacts(Protocol):
@@ -107,10 +117,10 @@ class AdapterCache:
 
 @contextmanager
 def hidden(ref: AdapterRef | PinnedRef) -> Iterator[None]:
-    """Make a refusal of the hub look like an adapter that is not there.
+    """Make faults between this server and the hub look like what they are to a client.
 
-    It is this server's token that the hub turns away, not the client's: a 401 would have people look for
-    a fault of their own.
+    It is this server's token that the hub turns away, and this server that asks too often, not the client:
+    a 401 or 429 would have people look for a fault of their own.
     """
     try:
         yield
@@ -119,6 +129,8 @@ def hidden(ref: AdapterRef | PinnedRef) -> Iterator[None]:
             f"adapter {ref} does not exist, or this server may not see it",
             hint="a private adapter needs a token on the server: hubctl login",
         ) from error
+    except OverloadedError as error:
+        raise UnavailableError(error.message, hint=f"try again in {error.retry_after_s:.0f} s") from error
 
 
 def find_base(bases: Sequence[ServedBase], text: str) -> ServedBase | None:
@@ -201,9 +213,14 @@ class Resolver:
         cache: AdapterCache,
         *,
         clock: Callable[[], float] = time.monotonic,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._bases, self._lookup, self._cache, self._clock = bases, lookup, cache, clock
-        self._running: dict[AdapterRef, asyncio.Task[AdapterFacts]] = {}
+        self._patience_s = patience_s
+        self._running: dict[AdapterRef, tuple[float, asyncio.Task[AdapterFacts]]] = {}
+        """With the time when each was begun."""
+        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="lookup")
+        self._paused_until_s = -math.inf
 
     async def resolve(self, task: str, model: str | None, loras: Sequence[tuple[str, float]]) -> Target:
         """The target of a request that names `model` (a base or an adapter) and `loras` (id, scale).
@@ -221,20 +238,26 @@ class Resolver:
         )
 
     async def adapter(self, ref: AdapterRef) -> AdapterFacts:
-        """What `ref` is now: from the cache when fresh, else from the hub.
+        """What `ref` is now: from the cache when fresh, else from the hub, else as it was known lately.
 
         Raises:
             NotFoundError: there is no such adapter, or this server may not see it.
             UnavailableError: the hub does not answer, and `ref` was not seen lately either.
         """
-        if facts := self._cache.fresh(ref, self._clock()):
+        now_s = self._clock()
+        if facts := self._cache.fresh(ref, now_s):
             return facts
         # No await between look-up and entry: one question to the hub, however many requests wait for it.
-        task = self._running.get(ref)
-        if task is None:
-            task = self._running[ref] = asyncio.create_task(self._ask(ref))
+        if ref not in self._running:
+            task = asyncio.create_task(self._ask(ref))
             task.add_done_callback(lambda done: self._finished(ref, done))
-        return await asyncio.shield(task)  # a client that leaves must not cancel it for the others
+            self._running[ref] = now_s, task
+        begun_s, task = self._running[ref]
+        stale = self._cache.stale(ref, now_s)
+        if stale is None:
+            return await asyncio.shield(task)  # a client that leaves must not cancel it for the others
+        done, _ = await asyncio.wait({task}, timeout=max(0.0, begun_s + self._patience_s - now_s))
+        return task.result() if done else stale
 
     def known(self) -> list[AdapterFacts]:
         """Adapters that requests named lately."""
@@ -248,7 +271,7 @@ class Resolver:
     async def _ask(self, ref: AdapterRef) -> AdapterFacts:
         try:
             with hidden(ref):
-                facts = await asyncio.to_thread(self._lookup, ref)
+                facts = await self._look_up(ref)
         except UnavailableError:
             stale = self._cache.stale(ref, self._clock())
             if stale is None:
@@ -259,6 +282,17 @@ class Resolver:
             raise
         self._cache.put(ref, facts, self._clock())
         return facts
+
+    async def _look_up(self, ref: AdapterRef) -> AdapterFacts:
+        """What the hub says; it is not asked while it wants a pause."""
+        left_s = self._paused_until_s - self._clock()
+        if left_s > 0:
+            raise OverloadedError("the hub asks for a pause", retry_after_s=left_s)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._lookup, ref)
+        except OverloadedError as error:
+            self._paused_until_s = self._clock() + min(error.retry_after_s, MAX_PAUSE_S)
+            raise
 
 
 def _parse(text: str, bases: Sequence[ServedBase]) -> AdapterRef:

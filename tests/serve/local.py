@@ -23,6 +23,9 @@ from serve.engine.echo import EchoEngine
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from tests.adapters import write_base
 
+HANGS_S = 60.0
+"""At most: a test that fails is not to hang itself."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
@@ -39,17 +42,25 @@ def facts(repo_id: str, base_model: str | None = "acme/tiny", *, commit: str = "
 
 @dataclass
 class Shelf:
-    """The hub side: `lookup` answers from `adapters`, counts its calls, and raises what it is told to."""
+    """The hub side: `lookup` answers from `adapters`, counts its calls, and raises what it is told to.
+
+    It hangs while `awake` is not set.
+    """
 
     adapters: dict[str, Facts] = field(default_factory=dict)
     fault: Exception | None = None
     asked: list[AdapterRef] = field(default_factory=list)
+    awake: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.awake.set()
 
     def put(self, *found: Facts) -> None:
         self.adapters |= {one.pinned.repo_id: one for one in found}
 
     def lookup(self, ref: AdapterRef) -> Facts:
         self.asked.append(ref)
+        assert self.awake.wait(HANGS_S)
         if self.fault is not None:
             raise self.fault
         if ref.repo_id not in self.adapters:

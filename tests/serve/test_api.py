@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -176,7 +177,7 @@ def test_a_card_with_half_of_a_character_can_be_told(site: Site) -> None:
 
 def test_body_too_large_is_413_also_without_a_length(tmp_path: Path) -> None:
     config, engines = open_local(tmp_path)
-    site = Site(_with_limits(config, max_body_bytes=1000), engines)
+    site = Site(with_limits(config, max_body_bytes=1000), engines)
     with site.client:
         assert fault(site.generate(prompt="x" * 2000), 413)["code"] == "body_too_large"
         parts = iter([b'{"prompt": "', b"x" * 2000, b'"}'])
@@ -358,7 +359,7 @@ def test_segmentation_bodies_of_other_shapes(site: Site) -> None:
 
 def test_image_larger_than_allowed(tmp_path: Path) -> None:
     config, engines = open_local(tmp_path)
-    site = Site(_with_limits(config, max_input_pixels=63), engines)
+    site = Site(with_limits(config, max_input_pixels=63), engines)
     with site.client:
         assert "8 x 8 pixels; this server takes 63" in fault(segment(site, "form"), 400)["message"]
 
@@ -430,8 +431,6 @@ def test_openapi_describes_both_routes(site: Site) -> None:
 
 
 def test_many_at_once(tmp_path: Path) -> None:
-    import asyncio
-
     config, engines = open_local(tmp_path)
     shelf = Shelf()
     shelf.put(*(facts(f"user{i}/ink") for i in range(8)))
@@ -452,7 +451,7 @@ def test_many_at_once(tmp_path: Path) -> None:
     assert len(shelf.asked) == 8
 
 
-def _with_limits(config: ServeConfig, **limits: int) -> ServeConfig:
+def with_limits(config: ServeConfig, **limits: float) -> ServeConfig:
     from dataclasses import replace
 
-    return replace(config, limits=Limits(**limits))
+    return replace(config, limits=Limits(**limits))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from hubctl.errors import (
     HubctlError,
     InputError,
     NotFoundError,
+    OverloadedError,
     UnavailableError,
 )
 from hubctl.refs import AdapterRef
@@ -106,11 +107,13 @@ class Clock:
         return self.now_s
 
 
-def resolver(shelf: Shelf, clock: Clock) -> Resolver:
+def resolver(shelf: Shelf, clock: Clock, patience_s: float = 60) -> Resolver:
     async def bases() -> Sequence[ServedBase]:
         return [TINY, PETS]
 
-    return Resolver(bases, shelf.lookup, AdapterCache(ttl_s=1, stale_s=300), clock=clock)
+    return Resolver(
+        bases, shelf.lookup, AdapterCache(ttl_s=1, stale_s=300), clock=clock, patience_s=patience_s
+    )
 
 
 def test_model_may_be_an_adapter_with_others_beside_it() -> None:
@@ -177,6 +180,57 @@ def test_known_names_outlive_the_hub_for_a_while() -> None:
         clock.now_s += 200
         with pytest.raises(UnavailableError):
             await one.adapter(ref)
+
+    asyncio.run(work())
+
+
+def test_a_known_name_does_not_wait_for_a_hub_that_hangs() -> None:
+    shelf, clock = Shelf(), Clock()
+    shelf.put(INK)
+    ref = AdapterRef("alice/ink")
+
+    async def work() -> None:
+        one = resolver(shelf, clock, patience_s=0.01)
+        await one.adapter(ref)
+        clock.now_s += 2
+        shelf.awake.clear()
+        shelf.put(facts("alice/ink", commit="d" * 40))
+        for _ in range(3):
+            assert await asyncio.wait_for(one.adapter(ref), 10) is INK
+        assert len(shelf.asked) == 2  # the look-up goes on, and there is one
+        shelf.awake.set()
+        while one.known() == [INK]:
+            await asyncio.sleep(0)
+        assert (await one.adapter(ref)).pinned.commit == "d" * 40
+        assert len(shelf.asked) == 2
+
+    try:
+        asyncio.run(work())
+    finally:
+        shelf.awake.set()
+
+
+def test_a_hub_that_wants_a_pause_gets_it_and_known_names_are_served() -> None:
+    shelf, clock = Shelf(), Clock()
+    shelf.put(INK)
+    ref, new = AdapterRef("alice/ink"), AdapterRef("bob/wash")
+
+    async def work() -> None:
+        one = resolver(shelf, clock)
+        await one.adapter(ref)
+        clock.now_s += 2
+        shelf.fault = OverloadedError("the hub asks for a pause: 1,000 requests", retry_after_s=30)
+        assert await one.adapter(ref) is INK
+        shelf.fault = None
+        clock.now_s += 20
+        assert await one.adapter(ref) is INK
+        with pytest.raises(UnavailableError, match="asks for a pause") as caught:
+            await one.adapter(new)
+        assert caught.value.hint == "try again in 10 s"
+        assert shelf.asked == [ref, ref]
+        clock.now_s += 11
+        with pytest.raises(NotFoundError):
+            await one.adapter(new)
 
     asyncio.run(work())
 

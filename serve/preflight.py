@@ -7,13 +7,15 @@ import socket
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hubctl.base_models import embedded_path, locate_base
-from hubctl.errors import ConflictError, InputError
+from hubctl.errors import ConflictError, InputError, UnavailableError
 from hubctl.hub.lock import fetch_base
 from hubctl.hub.remotes import connect
 from serve.config import ServeConfig
 
+CLUSTER_TIMEOUT_S = 5.0
 _HELD: list[socket.socket] = []
 """Ports that were chosen here: until Ray listens on them, some seconds later, nobody else is given them."""
 
@@ -27,9 +29,33 @@ def prepare(config: ServeConfig) -> ServeConfig:
         ConflictError: the port is taken.
         NotFoundError: no such base model, or no such remote.
         InputError: this machine cannot listen there, or a base is of a kind that hubctl does not run.
+        UnavailableError: nobody listens where the cluster should be.
     """
     config = replace(config, port=_free_port(config.host, config.port))
-    return _located(config) if config.ray_address is None else config
+    if config.ray_address is None:
+        return _located(config)
+    _check_cluster(config.ray_address)
+    return config
+
+
+def _check_cluster(address: str) -> None:
+    """See whether somebody listens at `host:port` or `ray://host:port`: Ray itself would wait for ever.
+
+    Other forms, `auto` among them, are left to Ray.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:  # no number, or none that a port can have
+        return
+    if host is None or port is None:
+        return
+    try:
+        socket.create_connection((host, port), CLUSTER_TIMEOUT_S).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"no Ray cluster at {address}: {error.strerror or error}", hint="ray start --head"
+        ) from None
 
 
 def _located(config: ServeConfig) -> ServeConfig:

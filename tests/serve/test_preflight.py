@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from hubctl.errors import UnavailableError
+from serve.config import BaseConfig, ServeConfig
+from serve.preflight import prepare
+
+
+def config(address: str) -> ServeConfig:
+    return ServeConfig(bases=(BaseConfig(ref="emoji-64"),), port=0, ray_address=address)
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_cluster_that_is_not_there_is_found_before_ray_waits_for_it(form: str) -> None:
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", 0))
+        address = form.format(somebody.getsockname()[1])
+        with pytest.raises(UnavailableError, match=f"no Ray cluster at {address}: ") as caught:
+            prepare(config(address))
+        assert caught.value.hint == "ray start --head"
+        somebody.listen()
+        assert prepare(config(address)).ray_address == address
+
+
+@pytest.mark.parametrize("address", ["auto", "head", "head:port", "head:99999"])
+def test_other_forms_are_left_to_ray(address: str) -> None:
+    assert prepare(config(address)).ray_address == address

@@ -22,6 +22,8 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 MEDIA_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _QUALITY = 95  # of the lossy formats
 
+MAX_SIDE_PX = 1 << 15
+"""Of an image sent in. A strip of few pixels can be longer: what resizes it would make a huge image of it."""
 OVERLAY_ALPHA = 0.55
 """How opaque a class's colour lies on the image."""
 UNPAINTED = frozenset({"background"})
@@ -62,8 +64,8 @@ def decode(data: bytes, *, max_pixels: int, param: str) -> Pixels:
     """Read a PNG, JPEG or WebP file into H x W x 3 RGB, upright, transparency over white.
 
     Raises:
-        InputError: it is none of these, is broken, or has more than `max_pixels`; the size is judged before
-            any pixel is unpacked.
+        InputError: it is none of these, is broken, has more than `max_pixels`, or a side above `MAX_SIDE_PX`;
+            the size is judged before any pixel is unpacked.
     """
     try:
         with warnings.catch_warnings():
@@ -73,6 +75,11 @@ def decode(data: bytes, *, max_pixels: int, param: str) -> Pixels:
         if width * height > max_pixels:
             raise InputError(
                 f"{param} has {width} x {height} pixels; this server takes {max_pixels:,} in all", param=param
+            )
+        if max(width, height) > MAX_SIDE_PX:
+            raise InputError(
+                f"{param} is {width} x {height} pixels; no side may have more than {MAX_SIDE_PX:,}",
+                param=param,
             )
         return np.asarray(in_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
     except Image.DecompressionBombError:  # Pillow's own, much higher limit

@@ -74,13 +74,28 @@ def test_broken_or_foreign_files_are_refused(data: bytes) -> None:
         read(data)
 
 
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels and has none."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return head + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
 @pytest.mark.parametrize("side_px", [32, 10000, 60000])
 def test_size_is_judged_before_pixels_are_unpacked(side_px: int) -> None:
-    header = struct.pack(">IIBBBBB", side_px, side_px, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     with pytest.raises(InputError, match="pixels; this server takes 1,000"):
-        read(bomb + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+        read(bomb(side_px, side_px))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 16_000_000), (16_000_000, 1), (32_769, 2)])
+def test_strips_are_refused_however_few_pixels_they_have(width: int, height: int) -> None:
+    with pytest.raises(InputError, match=f"{width} x {height} pixels; no side may have more than 32,768"):
+        read(bomb(width, height), max_pixels=1 << 24)
+
+
+def test_a_long_side_is_fine() -> None:
+    strip = np.zeros((1, images.MAX_SIDE_PX, 3), dtype=np.uint8)
+    assert read(images.encode(strip), max_pixels=1 << 24).shape == strip.shape
 
 
 def test_base64_with_and_without_a_data_url() -> None:

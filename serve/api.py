@@ -89,10 +89,8 @@ def create_app(
         tenant = tenant_of(http.headers.get("authorization"), body.user)
         async with asyncio.timeout(limits.timeout_s) as limit:
             target = await resolver.resolve("text-to-image", body.model, loras)
-            request = schema.image_request(
-                body, target.loras, seed=seed, timeout_s=limits.timeout_s, tenant=tenant
-            )
-            _leave_it_to_the_engine(limit)
+            left_s = _leave_to_engine(limit)
+            request = schema.image_request(body, target.loras, seed=seed, timeout_s=left_s, tenant=tenant)
             result = await engines.generate(target.base.name, request)
         files = await asyncio.to_thread(lambda: [images.encode(i, body.output_format) for i in result.images])
         metrics.images.inc(len(files))
@@ -129,10 +127,9 @@ def create_app(
             work = SegmentRequest(
                 image=pixels,
                 adapter=target.loras[0] if target.loras else None,
-                timeout_s=limits.timeout_s,
+                timeout_s=_leave_to_engine(limit),
                 tenant=tenant,
             )
-            _leave_it_to_the_engine(limit)
             result = await engines.segment(target.base.name, work)
         found, picture = await asyncio.to_thread(_draw, pixels, result, body.output)
         return schema.SegmentsAnswer(
@@ -212,10 +209,12 @@ class _Bases:
         return self._found
 
 
-def _leave_it_to_the_engine(limit: asyncio.Timeout) -> None:
-    when = limit.when()
-    assert when is not None
-    limit.reschedule(when + GRACE_S)
+def _leave_to_engine(limit: asyncio.Timeout) -> float:
+    """The seconds that the look-up left; `limit` grants the engine a little more to say so itself."""
+    when_s = limit.when()
+    assert when_s is not None
+    limit.reschedule(when_s + GRACE_S)
+    return when_s - asyncio.get_running_loop().time()
 
 
 def _public_id(name: str, base_id: str) -> str:

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from hubctl.errors import InputError
+
 if TYPE_CHECKING:
     import httpx2
 
@@ -26,6 +28,8 @@ PAUSES_S = (0.1, 0.5, 2.0)
 """Before each further try after a connection dropped."""
 XET_RETRIES = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_BASE_DELAY": "500ms"}
 """hf_xet doubles the delay each time: a registry has 15 seconds to come back, not a minute and a half."""
+LOOPBACK = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+"""As httpx2 names where requests go."""
 _prepared = False
 _prepare_lock = threading.Lock()
 
@@ -50,7 +54,11 @@ def prepare() -> None:
 
 
 def _patient_client() -> httpx2.Client:
-    """huggingface_hub's own client, but with time limits, and asking again when a connection drops."""
+    """huggingface_hub's own client, but with time limits, and asking again when a connection drops.
+
+    Raises:
+        InputError: a proxy or file of certificates that the environment names cannot be used.
+    """
     import httpx2
     from huggingface_hub.utils._http import default_client_factory
 
@@ -70,5 +78,13 @@ def _patient_client() -> httpx2.Client:
                         raise
                     time.sleep(pause_s)
 
-    hooks = default_client_factory().event_hooks
-    return Patient(event_hooks=hooks, follow_redirects=True, timeout=time_limits())
+    # A proxy of the environment cannot reach this machine's own loopback.
+    direct = dict.fromkeys(LOOPBACK)
+    try:
+        hooks = default_client_factory().event_hooks
+        return Patient(event_hooks=hooks, follow_redirects=True, timeout=time_limits(), mounts=direct)
+    except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
+        raise InputError(
+            f"the environment's proxy or certificates cannot be used: {error}",
+            hint="correct or unset HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or SSL_CERT_FILE",
+        ) from error

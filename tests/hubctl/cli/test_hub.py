@@ -182,6 +182,25 @@ def test_a_token_as_secrets_are_mounted(session: Session) -> None:
     assert session.token not in wrong.err
 
 
+def test_a_registry_on_this_machine_is_asked_without_a_proxy(session: Session) -> None:
+    nobody = "http://127.0.0.1:1"
+    asked = run_cli("whoami", "-q", http_proxy=nobody, HTTPS_PROXY=nobody, ALL_PROXY=nobody)
+    assert (asked.code, asked.out) == (0, f"{session.user}\n"), asked.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("ALL_PROXY", "socks5://127.0.0.1:1"), ("http_proxy", "::bad"), ("SSL_CERT_FILE", "/no/such/file")],
+)
+def test_a_proxy_that_is_none_is_explained(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    run_cli("remote", "add", "local", "http://127.0.0.1:9", "--use")
+    ran = run_cli("list")
+    assert ran.code == 2
+    assert "Error: the environment's proxy or certificates cannot be used: " in ran.err
+    assert name.upper() in ran.err
+
+
 def test_inspect(session: Session) -> None:
     ran = run_cli("inspect", session.adapter)
     assert "3 layers (3 in unet), rank 2" in ran.out

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from hubctl.errors import (
 TIMEOUT_S = 660.0
 """A little more than the server gives a request by default: its own word is the better one."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SENT = re.compile(r"[!-~]*")
+"""What may stand in a request's first line: the rest is written as %C3%BC and the like."""
 
 _BY_STATUS: dict[int, type[HubctlError]] = {
     400: InputError,
@@ -112,16 +115,14 @@ class Server:
         body = None
         if fields is not None:
             body = json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"'{self.url}' is not a server's URL", hint="for example http://127.0.0.1:8000")
+        host, port = self._address()
         request = urllib.request.Request(
             self.url.rstrip("/") + path,
             body,
             {"Content-Type": "application/json", "Accept": "application/json"},
         )
         # A proxy of the environment cannot reach this machine's own loopback.
-        handlers = [urllib.request.ProxyHandler({})] if parts.hostname in LOOPBACK else []
+        handlers = [urllib.request.ProxyHandler({})] if host in LOOPBACK else []
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as response:
                 answer = json.loads(response.read())
@@ -133,13 +134,24 @@ class Server:
             reason = getattr(error, "reason", None) or error
             raise UnavailableError(
                 f"no server at {self.url}: {getattr(reason, 'strerror', None) or reason}",
-                hint=f"start one: hubctl serve --base emoji-64 --port {parts.port or 8000}",
+                hint=f"start one: hubctl serve --base emoji-64 --port {port or 8000}",
             ) from error
         except ValueError as error:
             raise self._foreign() from error
         if not isinstance(answer, dict):
             raise self._foreign()
         return answer
+
+    def _address(self) -> tuple[str, int | None]:
+        """Host and port of the URL, which nothing has checked so far."""
+        try:
+            parts = urlsplit(self.url)
+            host, port = parts.hostname, parts.port
+        except ValueError:  # brackets without an address, a port that is none
+            host, port = None, None
+        if not host or parts.scheme not in ("http", "https") or not _SENT.fullmatch(parts.path + parts.query):
+            raise InputError(f"'{self.url}' is not a server's URL", hint="for example http://127.0.0.1:8000")
+        return host, port
 
     def _foreign(self) -> UnavailableError:
         return UnavailableError(

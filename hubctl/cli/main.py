@@ -128,7 +128,8 @@ def main() -> NoReturn:
         output.error(error)
         sys.exit(exit_code(error))
     except click.ClickException as error:
-        if output.json:
+        if output.json or "--json" in sys.argv:  # which a wrong command line may have kept from being read
+            output.json = True
             output.error(InputError(error.format_message()))
         else:
             error.show()

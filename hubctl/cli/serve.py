@@ -98,7 +98,8 @@ def serve(
     if render is not None:
         from serve.deploy import to_yaml
 
-        output.text(to_yaml(config, cast("Target", render)).rstrip())
+        rendered = to_yaml(config, cast("Target", render)).rstrip()
+        output.result({"target": render, "yaml": rendered}, text=rendered, quiet="yaml")
         return
     from serve.preflight import prepare
 
@@ -218,6 +219,11 @@ def segment(
         )
     if adapter is not None:
         LoraChoice.parse(adapter)
+        if ":" in adapter:
+            raise InputError(
+                f"--adapter {adapter}: segmentation takes adapters at their full strength",
+                hint=f"--adapter {adapter.partition(':')[0]}",
+            )
     out = out or image.with_name(f"{image.stem}-overlay.png")
     if _image_format(out) != "png":
         raise InputError(f"{out} is no PNG", hint="give --out a name that ends in .png")

@@ -106,6 +106,24 @@ def test_something_else_at_that_address(answer: str, status: int) -> None:
         Server(url).models()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "http://127.0.0.1:8000/ü",
+        "http://127.0.0.1:8000/a b",
+        "127.0.0.1:8000",
+        "ftp://127.0.0.1",
+        "",
+    ],
+)
+def test_what_is_no_url_is_not_asked(url: str) -> None:
+    with pytest.raises(InputError, match="is not a server's URL"):
+        Server(url).models()
+
+
 def test_models(url: str) -> None:
     assert [model["id"] for model in Server(url).models()][:2] == ["tiny", "tiny-seg"]
 
@@ -159,6 +177,11 @@ def test_segment_writes_overlay_and_masks(url: str, photo: Path, tmp_path: Path)
         (["segment", "nowhere.png"], 2, "cannot read nowhere.png"),
         (["segment", "note.txt", "-o", "o.png"], 2, "not a readable PNG"),
         (["segment", "note.txt", "--adapter", "a/b", "--model", "c"], 2, "--adapter and --model together"),
+        (
+            ["segment", "note.txt", "--adapter", "a/b:0.5"],
+            2,
+            "segmentation takes adapters at their full strength",
+        ),
     ],
 )
 def test_faults_leave_one_line_and_no_file(
@@ -229,3 +252,6 @@ def test_serve_renders_flags_and_file_together(tmp_path: Path) -> None:
         ("big", 2, {"kind": "echo"}),
     ]
     assert json.dumps(args)
+    asked = run_cli("serve", "--base", "emoji-64", "--render", "laptop", "--json").json()
+    assert asked["target"] == "laptop"
+    assert yaml.safe_load(asked["yaml"])["applications"]

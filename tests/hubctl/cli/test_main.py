@@ -78,6 +78,15 @@ def test_a_wrong_variable_is_explained_and_help_needs_none(
     assert run_cli("--help").code == 0
 
 
+@pytest.mark.parametrize("words", [("nosuch", "--json"), ("pull", "--json"), ("list", "--nosuch", "--json")])
+def test_a_wrong_command_line_is_json_too(words: tuple[str, ...]) -> None:
+    import json
+
+    ran = run_cli(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert json.loads(ran.err)["error"]["type"] == "InputError"
+
+
 def _run_with_command(body: str) -> subprocess.CompletedProcess[str]:
     """Run `hubctl probe`, a command added for this test, with `body` as its callback."""
     code = (

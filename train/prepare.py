@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hubctl.adapter import package
 from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.errors import DataError, InputError
 from train.base_size import native_px
@@ -18,6 +19,7 @@ from train.plan import Plan, make_plan
 from train.recipe import Recipe
 from train.subject import SubjectData, find_class_images, read_subject
 from train.watch import held_out
+from train.work import work_path
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,9 +58,10 @@ def prepare(config: TrainConfig, fetch_base: FetchBase | None) -> Prepared:
         HubctlError: of the class that fits the fault: the base, or the data.
     """
     base = locate_base(config.base, fetch=fetch_base)
+    refuse_inputs(config, base)
     _check_task(config, base)
     plan = plan_for(config, base)
-    data = _read_data(config, base.sha256, plan.resolution_px)
+    data = read_data(config, base.sha256, plan.resolution_px)
     _check_tokens(config, data)
     if config.dora and plan.train_text_encoder:
         raise InputError(
@@ -99,7 +102,7 @@ def open_training(
 
 def refuse_other_data(recipe: Recipe, config: TrainConfig) -> None:
     """Raise `DataError` unless the configuration's data are what the recipe was made with."""
-    data = _read_data(config, str(recipe.base.get("sha256")), config.resolution or 0)
+    data = read_data(config, str(recipe.base.get("sha256")), config.resolution or 0)
     then, now = recipe.data, data_hashes(data)
     if now["sha256"] != then.get("sha256"):
         raise DataError(
@@ -172,7 +175,24 @@ def _check_tokens(config: TrainConfig, data: Data) -> None:
             )
 
 
-def _read_data(config: TrainConfig, base_sha256: str, side_px: int) -> Data:
+def refuse_inputs(config: TrainConfig, base: BaseModel) -> None:
+    """Raise `InputError` when the adapter, or the work on it, would replace what it is made from."""
+    inputs = (config.data, config.class_data, base.path)
+    package.refuse_inputs(config.output, inputs)
+    package.refuse_inputs(work_path(config.output), inputs)
+
+
+def read_data(config: TrainConfig, base_sha256: str, side_px: int) -> Data:
+    """The data of the configuration's task, all of it looked at.
+
+    Args:
+        config: What is to be trained.
+        base_sha256: Of the base, which may draw class images.
+        side_px: Of those.
+
+    Raises:
+        DataError: something about them cannot be used.
+    """
     if config.task == "segmentation":
         return read_masks(config.data, config.labels)
     if config.task == "dreambooth":

@@ -48,11 +48,11 @@ def cells(
 def cell_name(point: Mapping[str, float]) -> str:
     """A folder's name: `rank-4_lr-0.001_steps-400`."""
     short = {"learning_rate": "lr"}
-    return "_".join(f"{short.get(name, name)}-{value:g}" for name, value in point.items()) or "only"
+    return "_".join(f"{short.get(name, name)}-{_said(value)}" for name, value in point.items()) or "only"
 
 
-def is_done(config: TrainConfig, base: BaseModel) -> bool:
-    """Whether the cell was trained before, with the same settings.
+def is_done(config: TrainConfig, base: BaseModel, data_hashes: Mapping[str, str]) -> bool:
+    """Whether the cell was trained before, with the same settings on the same data.
 
     Raises:
         ConflictError: something else is in its place.
@@ -60,12 +60,16 @@ def is_done(config: TrainConfig, base: BaseModel) -> bool:
     if not config.output.exists() or config.overwrite:
         return False
     settings = json.loads(json.dumps(recipe_settings(config, plan_for(config, base))))
+    other = "with other settings"
     if (config.output / RECIPE).is_file():
         then = read_recipe(config.output)
         if then.settings == settings and then.base.get("sha256") == base.sha256:
-            return True
+            # Recipes of earlier versions have fewer.
+            if all(then.data.get(name, value) == value for name, value in data_hashes.items()):
+                return True
+            other = f"on other data than {config.data} holds now"
     raise ConflictError(
-        f"{config.output} was trained with other settings", hint="choose another --output, or add --overwrite"
+        f"{config.output} was trained {other}", hint="choose another --output, or add --overwrite"
     )
 
 
@@ -129,6 +133,11 @@ def draw_sheet(folders: Sequence[Path], output: Path) -> str | None:
     pictures = [[open_image(files[place]) for files in samples] for place in range(count)]
     draw_grid(rows, [folder.name.replace("_", " ") for folder in folders], pictures).save(output / SHEET)
     return str(output / SHEET)
+
+
+def _said(value: float) -> str:
+    """As short as people write it, unless that would be another number."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def _number(path: Path) -> int:

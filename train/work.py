@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from hubctl.adapter.package import refuse_existing
+from hubctl.adapter.package import WORK_LOCK, refuse_existing
 from hubctl.errors import ConflictError, InputError, NotFoundError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,6 +43,12 @@ class Work:
         _empty(self)
 
 
+def work_path(output: Path) -> Path:
+    """Where the training that makes `output` works."""
+    output = output.absolute()
+    return output.parent / f"{output.name}.training"
+
+
 @contextmanager
 def work_folder(output: Path, *, overwrite: bool, resume: bool, restart: bool) -> Iterator[Work]:
     """The working folder of a training that will make `output`, held against others.
@@ -54,7 +60,7 @@ def work_folder(output: Path, *, overwrite: bool, resume: bool, restart: bool) -
     """
     output = output.absolute()
     refuse_existing(output, overwrite=overwrite)
-    work = Work(folder=output.parent / f"{output.name}.training")
+    work = Work(folder=work_path(output))
     if resume and not work.checkpoint.is_file():
         raise NotFoundError(
             f"there is no unfinished training of {output.name}: {work.checkpoint} is not there",
@@ -62,7 +68,7 @@ def work_folder(output: Path, *, overwrite: bool, resume: bool, restart: bool) -
         )
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work.folder / "lock")
+        lock = FileLock(work.folder / WORK_LOCK)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise ConflictError(
@@ -143,5 +149,5 @@ def _empty(work: Work) -> None:
     for path in work.folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != "lock":
+        elif path.name != WORK_LOCK:
             path.unlink()

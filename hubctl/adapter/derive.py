@@ -21,6 +21,7 @@ from hubctl.adapter.package import (
     new_folder,
     read_manifest,
     refuse_existing,
+    refuse_inputs,
 )
 from hubctl.adapter.papers import base_named, carry_papers, note_change
 from hubctl.adapter.resize import Loss, losses, resize
@@ -69,6 +70,7 @@ def convert(
         AdapterError: the dialect has no place for a part of it; the part is named.
         ConflictError: `target` is there, and `overwrite` is false.
     """
+    refuse_inputs(target, [source])
     refuse_existing(target, overwrite=overwrite)
     adapter = read_adapter(source, component)
     base = base_named(source, adapter.config)
@@ -89,6 +91,7 @@ def resized(
     Raises:
         AdapterError: it has no layers with LoRA, only modules that are saved whole.
     """
+    refuse_inputs(target, [source])
     refuse_existing(target, overwrite=overwrite)
     before = read_adapter(source, component)
     if not before.layers:
@@ -129,6 +132,7 @@ def merged(
         AdapterError: one has tokens of its own.
         AdapterMismatchError: their papers name different bases.
     """
+    refuse_inputs(target, [share.path for share in shares])
     refuse_existing(target, overwrite=overwrite)
     adapters = [read_adapter(share.path, component) for share in shares]
     if own := [share.name for share in shares if share.path.is_dir() and read_new_tokens(share.path)]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,11 @@ from hubctl.errors import AdapterError, ConflictError, HubctlError, InputError
 from hubctl.settings import from_mapping
 
 MANIFEST = "hubctl.json"
+REPORT = "eval.json"
+"""What `hubctl eval` found, in a folder of its own."""
+WORK_LOCK = "lock"
+"""Held by the training that works in a folder."""
+_MADE = (MANIFEST, REPORT, WORK_LOCK)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,9 +126,47 @@ def _replace(path: Path, made: Path) -> None:
     shutil.rmtree(aside)
 
 
+def refuse_inputs(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Raise `InputError` when making `output` would delete what is read for it; ask before anything is done.
+
+    That is one of `inputs`, a folder above one, or something in one, unless hubctl made that before.
+    """
+    for path in inputs:
+        if path is None:
+            continue
+        if _lies_in(path, output):
+            raise InputError(
+                f"{output} cannot be the output: {path} is read, and would be deleted",
+                hint="choose another --output",
+            )
+        if _lies_in(output, path) and not _may_go(output):
+            raise InputError(
+                f"{output} cannot be the output: it is a part of {path}, which is read",
+                hint="choose another --output",
+            )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether `path` is the folder or something in it, by its own name or by where links lead."""
+    folders = {folder.absolute(), folder.resolve()}
+    return any(folders & {place, *place.parents} for place in (path.absolute(), path.resolve()))
+
+
+def _may_go(path: Path) -> bool:
+    """Whether nothing is there, or something that hubctl made."""
+    if not path.is_dir():
+        return not path.exists()
+    return not any(path.iterdir()) or any((path / name).is_file() for name in _MADE)
+
+
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise `ConflictError` when `path` holds something that may not be replaced; ask before long work."""
+    """Raise `ConflictError` when `path` holds something that may not be replaced; ask before long work.
+
+    A link that leads nowhere cannot be replaced by a folder either: `InputError`.
+    """
     if path.is_dir() and not any(path.iterdir()):
         return
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to nothing", hint="remove it, or choose another --output")
     if path.exists() and not overwrite:
         raise ConflictError(f"{path} exists already", hint="choose another --output, or add --overwrite")

@@ -55,10 +55,10 @@ def evaluate(
       hubctl eval pets-lora --data pets/
       hubctl eval alice/my-dog --data my-dog/ --embedder openai/clip-vit-base-patch32 --output report
     """  # fmt: skip
+    from hubctl.adapter.package import REPORT
     from hubctl.cli.convert import locate
     from hubctl.cli.train import fetch_base
     from train.evaluation.config import EvalConfig
-    from train.evaluation.run import REPORT
     from train.evaluation.run import evaluate as judge
 
     folder = locate(adapter, remote)

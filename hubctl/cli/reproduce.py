@@ -45,11 +45,13 @@ def reproduce(
     import dataclasses
 
     from hubctl.adapter.diff import diff
+    from hubctl.adapter.package import refuse_inputs
     from hubctl.cli.convert import locate
     from train.prepare import refuse_other_data
     from train.recipe import config_from, read_recipe
 
     folder = locate(adapter, remote)
+    refuse_inputs(where["output"], [folder])
     recipe = read_recipe(folder)
     config = config_from(recipe, data=data, output=where["output"], class_data=class_data)
     config = dataclasses.replace(config, **where)

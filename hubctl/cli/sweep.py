@@ -62,6 +62,7 @@ def sweep() -> None:
 
 def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any) -> None:
     from hubctl.base_models import locate_base
+    from train.prepare import data_hashes, plan_for, read_data, refuse_inputs
     from train.sweep import TABLE, best, cells, draw_sheet, is_done, row
 
     if place().count > 1:
@@ -70,6 +71,9 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
     config = config_of(task=task, **settings)
     grid = cells(config, *lists)
     base = locate_base(config.base, fetch=fetch_base)
+    for part in (config, *grid):
+        refuse_inputs(part, base)
+    hashes = data_hashes(read_data(config, base.sha256, plan_for(config, base).resolution_px))
     rows: list[Row] = []
     spent_s: list[float] = []
     for number, cell in enumerate(grid, start=1):
@@ -77,10 +81,11 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
         left = f", about {duration(mean_s * (len(grid) - number + 1))} left" if spent_s else ""
         out.note(f"[{number}/{len(grid)}] {cell.output.name}{left}")
         started_s = time.monotonic()
-        if not is_done(cell, base):
+        done = is_done(cell, base, hashes)
+        if not done:
             _train(out, cell)
             spent_s.append(time.monotonic() - started_s)
-        rows.append(row(cell.output, judged=_judged(out, cell, embedder)))
+        rows.append(row(cell.output, judged=_judged(out, cell, embedder, again=not done)))
     winner = best(rows)
     answer: dict[str, Any] = {
         "best": str(grid[winner].output) if winner is not None else None,
@@ -93,25 +98,24 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
 
 def _train(out: Output, cell: TrainConfig) -> None:
     """Train a cell, from where an earlier sweep was stopped."""
-    from train.work import Work
+    from train.work import Work, work_path
 
-    work = Work(folder=cell.output.parent / f"{cell.output.name}.training")
+    work = Work(folder=work_path(cell.output))
     run_training(out, dataclasses.replace(cell, resume=work.checkpoint.is_file()), resume_flag=())
 
 
-def _judged(out: Output, cell: TrainConfig, embedder: str | None) -> dict[str, Any]:
-    """What `hubctl eval` finds, where something can judge it; found before, it is read."""
+def _judged(out: Output, cell: TrainConfig, embedder: str | None, *, again: bool) -> dict[str, Any]:
+    """What `hubctl eval` finds, where something can judge it; found before on the same data, it is read."""
+    from hubctl.adapter.package import REPORT
     from train.evaluation.config import EvalConfig, can_judge
-    from train.evaluation.run import REPORT, evaluate
+    from train.evaluation.run import evaluate, is_judged
 
     if not can_judge(cell.task, cell.base, embedder):
         return {}
     judge = f"-{Path(embedder).name}" if embedder else ""
     report = cell.output.parent / f"reports{judge}" / cell.output.name
-    if not (report / REPORT).is_file() or cell.overwrite:
-        config = EvalConfig(
-            adapter=cell.output, data=cell.data, output=report, embedder=embedder, overwrite=True
-        )
+    config = EvalConfig(adapter=cell.output, data=cell.data, output=report, embedder=embedder, overwrite=True)
+    if again or not is_judged(config):
         shown(out, evaluate(config, fetch_base=fetch_base))
     found = json.loads((report / REPORT).read_text(encoding="utf-8"))
     names = ("miou", "base_similarity", "similarity", "prompt_adherence", "drift")

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from hubctl.adapter.gate import MAX_BYTES, PICKLES, gate
 from hubctl.adapter.layout import AdapterLayout, read_layout
 from hubctl.adapter.new_tokens import tokens_file
-from hubctl.adapter.package import new_folder
+from hubctl.adapter.package import new_folder, refuse_inputs
 from hubctl.errors import AdapterError, ConflictError, InputError, IntegrityError
 from hubctl.hub.cache import READ_ONLY, make_room, writing
 from hubctl.hub.client import AdapterInfo, Hub, RepoInfo
@@ -118,6 +118,7 @@ def pull_base(
 
 def copy_out(pulled: Pulled, target: Path, *, overwrite: bool = False) -> None:
     """Copy a pulled adapter to a folder of the user's choice."""
+    refuse_inputs(target, [pulled.path])
     with new_folder(target, overwrite=overwrite) as made:
         shutil.copytree(pulled.path, made, dirs_exist_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def test_each_combination_is_a_cell_of_its_own() -> None:
     assert grid[1].output == Path("grid/rank-4_lr-0.005")
     assert [cell.rank for cell in cells(CONFIG, (4, 4), (), ())] == [4]
     assert cells(CONFIG, (), (), ())[0].output == Path("grid/only")
+    assert len({cell.output for cell in cells(CONFIG, (), (0.0012345678, 0.0012345679), ())}) == 2
 
 
 def test_too_many_or_impossible_cells_are_refused_before_the_first() -> None:
@@ -75,8 +77,9 @@ def test_more_likeness_never_lowers_the_score_and_more_drift_never_raises_it(
 def test_a_grid_is_trained_judged_and_gone_on_with(
     tmp_path: Path, segmentation_base: Path, masked: Path
 ) -> None:
+    data = shutil.copytree(masked, tmp_path / "data")
     words: list[str | Path] = [
-        "train", "sweep", "segmentation", "--base", segmentation_base, "--data", masked, "--output", "grid",
+        "train", "sweep", "segmentation", "--base", segmentation_base, "--data", data, "--output", "grid",
         "--rank", "2,4", "--steps", "2", "--batch-size", "2",
     ]  # fmt: skip
     done = run_cli(*words, cwd=tmp_path)
@@ -97,6 +100,16 @@ def test_a_grid_is_trained_judged_and_gone_on_with(
     assert sum(event["event"] == "started" for event in events) == 1
     assert [row["rank"] for row in events[-1]["rows"]] == [2, 4, 8]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    reports = {path: path.stat().st_mtime_ns for path in grid.rglob("eval.json")}
+    assert len(reports) == 3
+    test_mask = next((data / "test/masks").iterdir())
+    Image.new("L", (32, 32), 1).save(test_mask)
+    elsewhere = run_cli(*words, cwd=tmp_path)
+    assert elsewhere.code == 7
+    assert "was trained on other data than" in elsewhere.err
+    again = run_cli(*words, "--overwrite", "--rank", "2", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert sum(path.stat().st_mtime_ns != stamp for path, stamp in reports.items()) == 1
     other = run_cli(*words, "--seed", "1", cwd=tmp_path)
     assert other.code != 0
     assert "was trained with other settings" in other.err

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hubctl.adapter.card import CARD, Result, first_base_model, read_card_data, with_result
 from hubctl.adapter.gate import gate
-from hubctl.adapter.package import Manifest, new_folder, read_manifest
+from hubctl.adapter.package import REPORT, Manifest, new_folder, read_manifest, refuse_inputs
 from hubctl.base_models import BaseModel, FetchBase, locate_base
 from hubctl.cpu import tune_cpu
 from hubctl.errors import InputError
@@ -22,8 +22,6 @@ from train.evaluation.config import EvalConfig, Judgement, Report
 from train.events import Event, Preparing, Warned
 from train.masks import MaskData, read_masks
 from train.subject import read_subject
-
-REPORT = "eval.json"
 
 References = tuple[CaptionedImage, ...]
 
@@ -47,8 +45,10 @@ def evaluate(config: EvalConfig, *, fetch_base: FetchBase | None = None) -> Gene
     if config.card:
         read_card_data(config.adapter)  # a broken one is found now, not after everything was drawn
     base = locate_base(_base_ref(config, manifest), fetch=fetch_base)
+    embedder = Path(config.embedder) if config.embedder and Path(config.embedder).is_dir() else None
+    refuse_inputs(config.output, (config.adapter, config.data, base.path, embedder))
     gate(config.adapter, base)
-    data = _masks(config) if base.family.task == "image-segmentation" else _references(config, manifest)
+    data = _read_data(config, base.family.task == "image-segmentation", manifest)
     if manifest and not data.held_out and data.sha256 == manifest.data.get("sha256"):
         yield Warned(message="it was trained on these very images: the figures say how well it knows them")
     yield Preparing(stage="loading torch")
@@ -75,6 +75,22 @@ def evaluate(config: EvalConfig, *, fetch_base: FetchBase | None = None) -> Gene
     if config.card:
         _into_card(config, base, report)
     return report
+
+
+def is_judged(config: EvalConfig) -> bool:
+    """Whether there is a report already, on the data as they are now.
+
+    Raises:
+        InputError: the adapter is not one that hubctl trained, or the data cannot be used.
+    """
+    manifest, report = read_manifest(config.adapter), config.output / REPORT
+    if manifest is None:
+        raise InputError(f"{config.adapter} has no manifest", hint="train it again: --overwrite")
+    if not report.is_file():
+        return False
+    found = json.loads(report.read_text(encoding="utf-8"))
+    same: bool = found["data_sha256"] == _read_data(config, manifest.task == "segmentation", manifest).sha256
+    return same
 
 
 def _judge(
@@ -108,6 +124,10 @@ def _base_ref(config: EvalConfig, manifest: Manifest | None) -> str:
     return named
 
 
+def _read_data(config: EvalConfig, masks: bool, manifest: Manifest | None) -> _Data:
+    return _masks(config) if masks else _references(config, manifest)
+
+
 def _masks(config: EvalConfig) -> _Data:
     data = read_masks(config.data)
     return _Data(
@@ -139,7 +159,7 @@ def _into_card(config: EvalConfig, base: BaseModel, report: Report) -> None:
     card, name = config.adapter / CARD, config.adapter.resolve().name
     folder = config.adapter / "eval"
     folder.mkdir(exist_ok=True)
-    for picture in report.pictures:
+    for picture in report.pictures if not config.output.samefile(folder) else ():
         shutil.copyfile(config.output / picture, folder / picture)
     result = Result(
         task=base.family.task,

@@ -99,6 +99,16 @@ def test_what_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
         assert "--overwrite" in (caught.value.hint or "")
 
 
+def test_a_link_to_nothing_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    for overwrite in (False, True):
+        with (
+            pytest.raises(InputError, match="link to nothing"),
+            new_folder(tmp_path / "out", overwrite=overwrite),
+        ):
+            pytest.fail("it began")
+
+
 def test_what_appears_meanwhile_is_not_replaced_either(tmp_path: Path) -> None:
     with pytest.raises(ConflictError), new_folder(tmp_path / "out"):
         (tmp_path / "out").write_text("theirs")

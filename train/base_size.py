@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hubctl.errors import InputError
+
 FALLBACK_PX = 512
 
 
 def native_px(folder: Path) -> int:
-    """Side, in pixels, of the square pictures the base in `folder` was made for; 512 when it does not say."""
+    """Side, in pixels, of the square pictures the base in `folder` was made for; 512 when it does not say.
+
+    Raises:
+        InputError: one of the files is not JSON.
+    """
     denoiser = _read_json(folder / "unet" / "config.json") or _read_json(
         folder / "transformer" / "config.json"
     )
@@ -31,5 +37,10 @@ def native_px(folder: Path) -> int:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not JSON: {error}", hint="take the file from where the base comes from"
+        ) from error
     return value if isinstance(value, dict) else {}

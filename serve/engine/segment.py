@@ -1,6 +1,6 @@
 """Segmentation: LoRA rows mixed, modules that are replaced whole per group of samples, one forward for all.
 
-Shapes: N images in a forward, C classes, h x w logits, H x W pixels as the processor prepared them.
+Shapes: N images in a forward, C classes, h x w logits, H x W pixels as the base takes them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from hubctl.modeling.loading import load_segmenter
+from hubctl.modeling.picture_input import picture_input
 from hubctl.modeling.quantize import quantize
 from serve.engine.compiled import Compiled
 from serve.engine.config import EngineConfig
@@ -43,7 +45,6 @@ from serve.engine.threads import one_core
 
 _MAX_CLASSES = 256  # labels are uint8
 _AUXILIARY = "auxiliary_head"  # helps training; the logits do not depend on it
-_WHOLE_IMAGE = {"do_center_crop": False, "do_pad": False}  # the labels are stretched over all of the image
 
 
 class HeadSwitch(nn.Module):
@@ -89,7 +90,7 @@ class SegmentEngine:
                 f"engine: offload is for bases of several modules, {base.id} is one", hint="leave it out"
             )
         device, dtype = pick_device(config, base.family)
-        self._processor = _processor(base)
+        self._input = picture_input(base.path)
         with one_core():
             model: Any = load_segmenter(base.path, dtype=dtype, local_files_only=True)
             for name in _backbones(model):
@@ -187,18 +188,9 @@ class SegmentEngine:
     def _pixels(self, image: np.ndarray) -> torch.Tensor:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError("the image is not RGB with 8 bits", param="image")
-        # Told where the channels are: an image 3 pixels high looks to transformers like three channels.
         with one_core():
-            try:
-                pixels: torch.Tensor = self._processor(
-                    images=image, input_data_format="channels_last", return_tensors="pt"
-                )["pixel_values"]
-            except ValueError as error:  # a side of no pixels, where the processor keeps the aspect ratio
-                height, width = image.shape[:2]
-                raise InputError(
-                    f"{self._core.base.id} takes no image of {width} x {height} pixels: {error}",
-                    param="image",
-                ) from error
+            squeezed = torch.tensor(self._input.squeeze(Image.fromarray(image)))
+            pixels = self._input.normalise(squeezed.permute(2, 0, 1)[None].float() / 255)
             return pixels.to(self._device, self._dtype)
 
     def _read_heads(
@@ -230,17 +222,6 @@ class SegmentEngine:
         if classes > _MAX_CLASSES:
             raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
         return heads, _label_names(folder, classes, self._labels) if heads or self._labels else None
-
-
-def _processor(base: BaseModel) -> Any:
-    try:
-        return AutoImageProcessor.from_pretrained(
-            base.path, backend="pil", local_files_only=True, **_WHOLE_IMAGE
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{base.id} has no image processor: {error}", hint="save it into the base's folder"
-        ) from error
 
 
 def _backbones(model: Any) -> set[str]:

@@ -115,13 +115,25 @@ def compare(engine: ImageEngine, requests: Sequence[ImageRequest], truths: Seque
             assert np.abs((images * 255).round() - (want * 255).round()).max() <= 1, request
 
 
+def processed(base: Path, image: np.ndarray) -> torch.Tensor:
+    """What transformers' own processor makes of the whole image, squeezed into a square: (1, 3, H, W)."""
+    processor = AutoImageProcessor.from_pretrained(base, backend="pil", do_center_crop=False, do_pad=False)
+    side_px = processor.size.height or processor.size.shortest_edge
+    pixels: torch.Tensor = processor(
+        images=image,
+        size={"height": side_px, "width": side_px},
+        input_data_format="channels_last",
+        return_tensors="pt",
+    )["pixel_values"]
+    return pixels
+
+
 def logits(base: Path, request: SegmentRequest, labels: dict[int, str] | None) -> torch.Tensor:
     """Logits (C, h, w) as a peft user gets them for the whole image."""
     model = load_segmenter(base, labels).eval().to(DEVICE)
     if request.adapter:
         model = PeftModel.from_pretrained(model, tiny.fetch(request.adapter.ref)).eval()
-    processor = AutoImageProcessor.from_pretrained(base, backend="pil", do_center_crop=False, do_pad=False)
-    pixels = processor(images=request.image, return_tensors="pt")["pixel_values"]
+    pixels = processed(base, request.image)
     with torch.no_grad():
         found: torch.Tensor = model(pixel_values=pixels.to(DEVICE)).logits[0].cpu()
     return found

@@ -248,11 +248,12 @@ def test_pictures_are_prepared_as_the_bases_own_processor_does(
 ) -> None:
     from transformers import AutoImageProcessor
 
-    from train.tasks.segmentation import load_pictures, normalisation
+    from hubctl.modeling.picture_input import picture_input
+    from train.tasks.segmentation import load_pictures
 
     tiny.picture(3, side_px=50).resize((50, 41)).save(tmp_path / "a.png")
-    mean, std = normalisation(segmentation_base)
-    ours = (load_pictures([tmp_path / "a.png"], tiny.SIDE_PX) / 255 - mean) / std
+    fed = picture_input(segmentation_base)
+    ours = fed.normalise(load_pictures([tmp_path / "a.png"], fed) / 255)
     processor = AutoImageProcessor.from_pretrained(segmentation_base)
     theirs = processor(images=np.asarray(Image.open(tmp_path / "a.png")), return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, theirs)

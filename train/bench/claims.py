@@ -25,6 +25,7 @@ import hubctl
 from hubctl.adapter.header import read_header
 from hubctl.base_models import locate_base
 from hubctl.modeling.loading import load_segmenter
+from hubctl.modeling.picture_input import PictureInput, picture_input
 from train.adapt import training_mode
 from train.config import TrainConfig
 from train.confusion import confusion
@@ -34,7 +35,7 @@ from train.plan import Plan, batches, learning_rate_factor
 from train.prepare import plan_for
 from train.run import train
 from train.scores import scores
-from train.tasks.segmentation import augment, load_pictures, normalisation, segmentation_loss
+from train.tasks.segmentation import augment, load_pictures, segmentation_loss
 
 ANIMALS = Path(hubctl.__file__).parent / "demo" / "data" / "fluent-animals"
 BASE = "emoji-64-seg"
@@ -71,7 +72,7 @@ class PatchTransformer(nn.Module):
 def compare(steps: int, seed: int) -> list[dict[str, Any]]:
     """A row for each way to learn the task; from scratch also for as long as the adapter took."""
     data, base = read_masks(ANIMALS), locate_base(BASE)
-    mean, std = normalisation(base.path)
+    fed = picture_input(base.path)
     with tempfile.TemporaryDirectory() as scratch:
         config = TrainConfig(
             task="segmentation", base=BASE, data=ANIMALS, output=Path(scratch) / "adapter", steps=steps,
@@ -98,21 +99,21 @@ def compare(steps: int, seed: int) -> list[dict[str, Any]]:
         model: Any = load_segmenter(base.path, data.labels)
 
         def logits(pictures: torch.Tensor, model: Any = model) -> torch.Tensor:
-            return model(pixel_values=(pictures - mean) / std).logits
+            return model(pixel_values=fed.normalise(pictures)).logits
 
         way = f"full fine-tuning, rate {rate:g}"
-        full.append(_learn(way, model, logits, data, plan, rate, plan.resolution_px, seed))
+        full.append(_learn(way, model, logits, data, plan, rate, fed, plan.resolution_px, seed))
     rows.append(max(full, key=lambda row: row["miou"]))
-    whole = _from_scratch(data, plan, seed)
+    whole = _from_scratch(data, plan, fed, seed)
     in_time = max(1, round(plan.steps * rows[0]["seconds"] / whole["seconds"]))
-    return [*rows, whole, _from_scratch(data, dataclasses.replace(plan, steps=in_time), seed)]
+    return [*rows, whole, _from_scratch(data, dataclasses.replace(plan, steps=in_time), fed, seed)]
 
 
-def _from_scratch(data: MaskData, plan: Plan, seed: int) -> dict[str, Any]:
+def _from_scratch(data: MaskData, plan: Plan, fed: PictureInput, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     fresh = PatchTransformer(len(data.labels))
     way = f"transformer from scratch, {plan.steps} steps"
-    return _learn(way, fresh, fresh, data, plan, SCRATCH_RATE, SCRATCH_PX, seed)
+    return _learn(way, fresh, fresh, data, plan, SCRATCH_RATE, fed, SCRATCH_PX, seed)
 
 
 def _learn(
@@ -122,12 +123,13 @@ def _learn(
     data: MaskData,
     plan: Plan,
     rate: float,
+    fed: PictureInput,
     side_px: int,
     seed: int,
 ) -> dict[str, Any]:
     """Train every parameter on what the adapter is trained on, in the same order, and judge it alike."""
     started_s = time.perf_counter()
-    pictures = load_pictures([item.path for item in data.train], side_px)
+    pictures = load_pictures([item.path for item in data.train], fed, (side_px, side_px))
     masks = torch.stack([_mask(item.classes(), side_px) for item in data.train])
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +148,7 @@ def _learn(
 
     @torch.no_grad()
     def predict(paths: Sequence[Path]) -> torch.Tensor:
-        return logits(load_pictures(paths, side_px).float() / 255)
+        return logits(load_pictures(paths, fed, (side_px, side_px)).float() / 255)
 
     count = len(data.labels)
     found = scores(confusion(predict, data.test, true_classes=count, predicted_classes=count))

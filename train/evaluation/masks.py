@@ -14,7 +14,7 @@ from PIL import Image
 from hubctl.base_models import BaseModel
 from hubctl.errors import DataError
 from hubctl.modeling.loading import load_segmenter
-from train.base_size import native_px
+from hubctl.modeling.picture_input import picture_input
 from train.confusion import confusion, labels_at
 from train.dataset import open_image
 from train.evaluation.config import EvalConfig, Judgement
@@ -22,7 +22,7 @@ from train.events import Event, Judged
 from train.masks import IGNORED, MaskData
 from train.scores import renumbered, scores
 from train.tasks.grid import draw_grid
-from train.tasks.segmentation import load_pictures, named_figures, normalisation, overlay
+from train.tasks.segmentation import load_pictures, named_figures, overlay
 
 SHOWN = 8
 """Pictures in the grid of overlays."""
@@ -44,12 +44,11 @@ def judge_masks(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: Any = PeftModel.from_pretrained(load_segmenter(base.path, names), str(config.adapter))
     model.to(device).eval()
-    mean, std = normalisation(base.path)
-    side = native_px(base.path)
+    fed = picture_input(base.path)
 
     def predict(paths: Sequence[Path]) -> torch.Tensor:
-        pictures = load_pictures(paths, side).float() / 255
-        logits: torch.Tensor = model(pixel_values=((pictures - mean) / std).to(device)).logits
+        pictures = fed.normalise(load_pictures(paths, fed).float() / 255)
+        logits: torch.Tensor = model(pixel_values=pictures.to(device)).logits
         return logits
 
     matrix = [[0] * len(names) for _ in data.labels]

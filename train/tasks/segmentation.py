@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from hubctl.modeling.loading import load_segmenter
+from hubctl.modeling.picture_input import PictureInput, picture_input
 from train.adapt import find_head, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.confusion import confusion, labels_at
 from train.dataset import open_image
@@ -31,7 +32,6 @@ from train.tasks.task import Evaluation, Setup
 from train.verify import require_same_answer, require_same_tensors
 
 SAMPLES = 4
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE, SHIFT, JITTER = 0.25, 0.125, 0.2
 """Augmentation: zoom by up to a quarter, shift by an eighth of the width, contrast and light by a fifth."""
 
@@ -69,9 +69,9 @@ class Segmentation:
         self.module.to(setup.device)
         trained_in_float32(self.module)
         fuse_lora(self.module)
-        self._mean, self._std = normalisation(setup.base.path)
+        self._input = picture_input(setup.base.path)
         # Bytes: in float32 thousands of large images would fill the memory of most machines.
-        self._pictures = load_pictures([item.path for item in data.train], plan.resolution_px)
+        self._pictures = self._load([item.path for item in data.train])
         self._masks = torch.stack([self._load_mask(item) for item in data.train])
 
     def loss(self, module: nn.Module, indices: Sequence[int], generator: torch.Generator) -> torch.Tensor:
@@ -184,7 +184,7 @@ class Segmentation:
     @torch.no_grad()
     def _predict(self, model: Any, paths: Sequence[Path]) -> torch.Tensor:
         model.eval()
-        pictures = load_pictures(paths, self._setup.plan.resolution_px).float() / 255
+        pictures = self._load(paths).float() / 255
         with self._setup.autocast():  # the head trains, and has float32
             logits: torch.Tensor = model(pixel_values=self._normalised(pictures)).logits
         return logits
@@ -194,9 +194,11 @@ class Segmentation:
         mask = Image.fromarray(item.classes()).resize(side, Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(mask))
 
+    def _load(self, paths: Sequence[Path]) -> torch.Tensor:
+        return load_pictures(paths, self._input, (self._setup.plan.resolution_px,) * 2)
+
     def _normalised(self, pictures: torch.Tensor) -> torch.Tensor:
-        dtype = self._setup.frozen_dtype
-        return ((pictures - self._mean) / self._std).to(self._setup.device, dtype)
+        return self._input.normalise(pictures).to(self._setup.device, self._setup.frozen_dtype)
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -228,10 +230,11 @@ def overlap_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return 1 - ((2 * both + 1) / (either + 1))[present].mean()
 
 
-def load_pictures(paths: Sequence[Path], side_px: int) -> torch.Tensor:
-    """Pictures as uint8 [B, 3, H, W]; each is squeezed whole into the square, as processors do."""
-    side = (side_px, side_px)
-    arrays = [np.asarray(open_image(path).resize(side, Image.Resampling.BILINEAR)) for path in paths]
+def load_pictures(
+    paths: Sequence[Path], fed: PictureInput, size_px: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Pictures as uint8 [B, 3, H, W], each squeezed whole into the base's size or another."""
+    arrays = [fed.squeeze(open_image(path), size_px) for path in paths]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
@@ -279,12 +282,3 @@ def named_figures(name: str, labels: Mapping[int, str], values: Sequence[float])
     if len(set(short)) < len(short):
         short = [f"{number}_{label}" for number, label in enumerate(short)]
     return {f"{name}_{label}": value for label, value in zip(short, values, strict=True)}
-
-
-def normalisation(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each channel, [3, 1, 1], as the base's own image processor has them."""
-    path = folder / "preprocessor_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    mean = torch.tensor(config.get("image_mean") or IMAGENET_MEAN)
-    std = torch.tensor(config.get("image_std") or IMAGENET_STD)
-    return mean[:, None, None], std[:, None, None]

@@ -96,10 +96,3 @@ def test_classes_that_the_config_does_not_name_are_numbered(tmp_path: Path) -> N
         assert set(result.scores) <= set(result.id2label)
     finally:
         engine.close()
-
-
-def test_a_base_without_an_image_processor_is_refused_at_the_start(tmp_path: Path) -> None:
-    base = segmenters.write_segmenter(tmp_path / "base", "segformer")
-    (base / "preprocessor_config.json").unlink()
-    with pytest.raises(InputError, match="has no image processor"):
-        segment_engine(base)

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from transformers import AutoImageProcessor
 
 from hubctl.adapter.names import current_name, renames
 from hubctl.base_models import BaseModel, locate_base
@@ -155,11 +153,8 @@ def test_narrow_images_are_not_taken_for_channels(world: World, shape: tuple[int
     """Three rows of pixels look to transformers like three channels, unless it is told."""
     image = np.random.default_rng(6).integers(0, 256, (*shape, 3), dtype=np.uint8)
     request = world.use(None, image)
-    processor = AutoImageProcessor.from_pretrained(
-        world.base.path, backend="pil", do_center_crop=False, do_pad=False
-    )
-    pixels = processor(images=Image.fromarray(image), return_tensors="pt", input_data_format="channels_last")
-    want = load_segmenter(world.base.path)(**pixels).logits[0]
+    pixels = reference.processed(world.base.path, image)
+    want = load_segmenter(world.base.path)(pixel_values=pixels).logits[0]
     assert (world.engine.logits(request) - want).abs().max() <= TOLERANCE
     assert world.engine.segment(request).labels.shape == shape
 

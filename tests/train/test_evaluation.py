@@ -101,6 +101,15 @@ def test_classes_are_found_by_name_and_unknown_ones_refused(
     assert not (tmp_path / "c").exists()
 
 
+def test_masks_of_another_number_of_classes_are_refused(tmp_path: Path, adapter: Path) -> None:
+    bare = Path(shutil.copytree(adapter, tmp_path / "bare"))
+    for name in ("hubctl.json", "recipe.lock"):
+        (bare / name).unlink()
+    data = tiny.masked_folder(tmp_path / "two", classes=2)
+    with pytest.raises(DataError, match=r"the adapter has 3 classes, the masks in .* name 2"):
+        judged(EvalConfig(adapter=bare, data=data, output=tmp_path / "c", card=False))
+
+
 # -- pictures ----------------------------------------------------------------------------------
 
 

@@ -11,10 +11,12 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
+from hubctl.adapter.layout import read_layout
 from hubctl.base_models import BaseModel
 from hubctl.errors import DataError
 from hubctl.modeling.loading import load_segmenter
 from hubctl.modeling.picture_input import picture_input
+from train.adapt import find_head
 from train.confusion import confusion, labels_at
 from train.dataset import open_image
 from train.evaluation.config import EvalConfig, Judgement
@@ -37,12 +39,14 @@ def judge_masks(
     `names` are the classes that the adapter knows, by number; those of the masks are found in them by name.
 
     Raises:
-        DataError: the masks have a class that the adapter does not know.
+        DataError: the masks have a class that the adapter does not know, or others in number than it has.
     """
     items = data.test or data.train
     places = _places(data.labels, names, config.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = PeftModel.from_pretrained(load_segmenter(base.path, names), str(config.adapter))
+    model: Any = load_segmenter(base.path, names)
+    _require_classes(model, names, config)
+    model = PeftModel.from_pretrained(model, str(config.adapter))
     model.to(device).eval()
     fed = picture_input(base.path)
 
@@ -108,6 +112,17 @@ def _places(truth: Mapping[int, str], names: Mapping[int, str], data: Path) -> l
             hint="name the classes in labels.json as the adapter does; null leaves one out",
         )
     return [numbers[truth[number]] for number in range(len(truth))]
+
+
+def _require_classes(model: Any, names: Mapping[int, str], config: EvalConfig) -> None:
+    """Raise `DataError` unless the adapter's last layer, where it has one, is for as many classes."""
+    last = f"{find_head(model).classifier}.weight"
+    for tensor in read_layout(config.adapter).heads:
+        if tensor.name == last and tensor.shape[0] != len(names):
+            raise DataError(
+                f"the adapter has {tensor.shape[0]} classes, the masks in {config.data} name {len(names)}",
+                hint="judge it on masks of all of its classes, in labels.json in its order",
+            )
 
 
 def _figure(value: float) -> float | None:

@@ -73,13 +73,15 @@ def resolve_targets(
     for target in wanted:
         if not any(_ends_with(name, target) for name in free):
             raise InputError(f"no layer of the base is called {target!r}", hint=_near_names(target, free))
-    if any(_ends_with(name, target) for name in layers.keys() - free for target in wanted):
+    # peft goes by endings, and would try what is trained whole, or a block around layers, as well.
+    others = {name for name, _ in module.named_modules()} - free
+    if any(_ends_with(name, target) for name in others for target in wanted):
         return sorted(n for n in free if any(_ends_with(n, target) for target in wanted))
     return wanted
 
 
 def require_useful_rank(module: nn.Module, targets: Sequence[str], rank: int) -> None:
-    """Raise `InputError` when the rank is above that of every weight it is to change.
+    """Raise `InputError` when the rank is above that of every weight it is to change, or does not fit one.
 
     An update of a weight [out, in] has rank min(out, in) at most: beyond it, parameters say nothing new.
     """
@@ -91,6 +93,13 @@ def require_useful_rank(module: nn.Module, targets: Sequence[str], rank: int) ->
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d) and any(_ends_with(name, target) for target in targets)
     }
+    for name in sizes:
+        groups = getattr(module.get_submodule(name), "groups", 1)
+        if rank % groups:
+            raise InputError(
+                f"{name} is a convolution in {groups} groups, which takes no LoRA of rank {rank}",
+                hint="leave it out of --targets",
+            )
     name, most = max(sizes.items(), key=lambda item: item[1])
     if rank > most:
         raise InputError(

@@ -46,6 +46,16 @@ def test_an_ending_that_also_names_a_part_of_the_head_becomes_whole_names(segfor
     assert names == ["segformer.stages.0.patch_embeddings.proj", "segformer.stages.1.patch_embeddings.proj"]
 
 
+def test_an_ending_that_also_names_a_block_becomes_whole_names(segformer: Any) -> None:
+    names = resolve_targets(segformer, ("dwconv",), default_targets=())
+    assert names == [f"segformer.stages.{stage}.blocks.0.mlp.dwconv.dwconv" for stage in (0, 1)]
+
+
+def test_a_rank_that_grouped_convolutions_cannot_take_is_refused(segformer: Any) -> None:
+    with pytest.raises(InputError, match=r"dwconv\.dwconv is a convolution in \d+ groups"):
+        require_useful_rank(segformer, ["dwconv.dwconv"], 4)
+
+
 def test_unknown_names_are_refused_with_near_ones(segformer: Any) -> None:
     with pytest.raises(InputError, match="no layer of the base is called 'q_prj'") as caught:
         resolve_targets(segformer, ("q_prj",), default_targets=())

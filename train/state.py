@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -187,12 +190,28 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         IntegrityError: the file is not a whole checkpoint.
     """
     try:
+        # torch itself reads over bits that have changed.
+        with zipfile.ZipFile(path) as archive:
+            if spoilt := archive.testzip():
+                raise ValueError(f"{spoilt} has changed")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        return saved["state"], json.loads(saved["identity"])
-    except (RuntimeError, OSError, pickle.UnpicklingError, KeyError, EOFError, ValueError) as error:
+        state, identity = saved["state"], json.loads(saved["identity"])
+        if not (state.keys() >= _CAPTURED and identity.keys() >= _IDENTITY):
+            raise ValueError("it holds something else")
+        return state, identity
+    except _UNREADABLE as error:
         raise IntegrityError(
             f"{path} is not a whole checkpoint: {error}", hint="start over: add --restart"
         ) from error
+
+
+_CAPTURED = {"tensors", "optimizer", "scaler", "generator", "torch", "cuda", "progress", "mean", "best"}
+_IDENTITY = {"settings", "data", "base", "versions"}
+_UNREADABLE = (
+    RuntimeError, OSError, LookupError, EOFError, ValueError, TypeError, AttributeError,
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What zipfile, pickle and torch say to bytes that are no checkpoint."""
 
 
 class Clock:

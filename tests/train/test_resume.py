@@ -100,7 +100,13 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, style: Trained) -> None:
     stopped_at(config, 2)
     checkpoint = tmp_path / "out.training" / "checkpoint.pt"
     whole = checkpoint.read_bytes()
-    for broken in (b"", b"nonsense", whole[: len(whole) // 2]):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    foreign = []
+    for content in ([1], {"state": {}, "identity": "{}"}, {"state": 1, "identity": "1"}):
+        torch.save(content, tmp_path / "foreign")
+        foreign.append((tmp_path / "foreign").read_bytes())
+    for broken in (b"", b"nonsense", whole[: len(whole) // 2], bytes(flipped), *foreign):
         checkpoint.write_bytes(broken)
         with pytest.raises(IntegrityError, match="not a whole checkpoint"):
             run(dataclasses.replace(config, resume=True))

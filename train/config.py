@@ -214,8 +214,9 @@ class TrainConfig:
             raise InputError(f"--ema is {self.ema}", hint="give it between 0 and 1, e.g. 0.99")
         if not 0 <= self.noise_offset < 1:
             raise InputError(f"--noise-offset is {self.noise_offset}", hint="give 0 to 1, e.g. 0.05")
-        if not self.prior_weight >= 0:
-            raise InputError(f"--prior-weight is {self.prior_weight}", hint="give 0 or more")
+        for name, weight in {"prior-weight": self.prior_weight, "weight-decay": self.weight_decay}.items():
+            if not 0 <= weight < float("inf"):
+                raise InputError(f"--{name} is {weight}", hint="give 0 or more")
         if self.resolution is not None and (self.resolution < 8 or self.resolution % 8):
             raise InputError(
                 f"--resolution is {self.resolution}", hint="give a multiple of 8 pixels, e.g. 64"

@@ -165,7 +165,11 @@ def _train_in(
 
 
 def _finished(opened: Opened, work: Work) -> Iterator[Event]:
-    """After the steps: the best state judged, and the adapter folder made of it."""
+    """After the steps: the best state judged, and the adapter folder made of it.
+
+    Raises:
+        InputError: there is no adapter to keep, since the last steps spoilt it.
+    """
     from train import export
 
     config, plan, base, data = opened.config, opened.plan, opened.base, opened.data
@@ -173,6 +177,11 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
     # Takes autocast off the module again, so that it is judged and saved as others will load it.
     opened.accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
     kept = take_best(state)
+    if not state.is_finite():
+        raise InputError(
+            "training has diverged: the adapter's weights are no numbers any more",
+            hint=f"train again with a lower rate: --lr {plan.learning_rate / 16:.0e}",
+        )
     if plan.sample_steps and kept != state.progress.step:
         # The pictures in the card show what is saved.
         yield Sampled(path=task.sample(kept, work.samples), step=kept)

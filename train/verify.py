@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hubctl.errors import IntegrityError
+from hubctl.errors import InputError, IntegrityError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest value; sums in another order differ by rounding alone."""
@@ -30,8 +30,14 @@ def require_same_answer(trained: torch.Tensor, loaded: torch.Tensor, dtype: torc
     """The largest difference of two answers, relative to the largest value.
 
     Raises:
+        InputError: the trained model's answer is no number.
         IntegrityError: it is above what rounding in `dtype` explains.
     """
+    if not bool(torch.isfinite(trained).all()):
+        raise InputError(
+            "training has diverged: the trained model answers with what is no number",
+            hint="train again with a lower --lr",
+        )
     scale = float(trained.abs().max()) or 1.0
     difference = float((trained - loaded).abs().max()) / scale
     # `not <=` also catches NaN.

@@ -90,6 +90,11 @@ def work_folder(output: Path, *, overwrite: bool, resume: bool, restart: bool) -
         yield work
     # torch's and safetensors' writers wrap what the disk said into errors of their own.
     except (OSError, RuntimeError, SafetensorError) as error:
+        if not work.samples.is_dir():
+            raise InputError(
+                f"{work.folder} was removed while the training worked in it",
+                hint="train again, and leave that folder alone until then",
+            ) from error
         if not _is_full(error):
             raise
         kept = f"; the checkpoint in {work.folder} is kept" if work.checkpoint.is_file() else ""
@@ -146,7 +151,7 @@ def _said(value: Any) -> str:
 def _empty(work: Work) -> None:
     # The checkpoint first: what is left without one is nobody's.
     work.checkpoint.unlink(missing_ok=True)
-    for path in work.folder.iterdir():
+    for path in work.folder.iterdir() if work.folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != WORK_LOCK:

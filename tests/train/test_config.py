@@ -59,6 +59,11 @@ def test_the_defaults_are_sound_and_frozen() -> None:
             {"task": "dreambooth", "instance_prompt": "tok dog", "prior_weight": -1.0},
             "--prior-weight is -1.0",
         ),
+        ({"weight_decay": float("nan")}, "--weight-decay is nan"),
+        (
+            {"task": "dreambooth", "instance_prompt": "tok dog", "prior_weight": float("inf")},
+            "--prior-weight is inf",
+        ),
     ],
 )
 def test_faults_are_named_with_the_next_step(changes: dict[str, Any], message: str) -> None:

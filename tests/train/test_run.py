@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -411,6 +412,22 @@ def test_a_training_that_diverges_leaves_nothing(tmp_path: Path, style: Trained)
     with pytest.raises(InputError, match="training has diverged") as caught:
         run(config)
     assert "--lr" in (caught.value.hint or "")
+    assert left_in(tmp_path) == []
+    # After a single step the weights are numbers, but what they answer is none.
+    with pytest.raises(InputError, match="training has diverged") as caught:
+        run(dataclasses.replace(config, steps=1, sample_every=0))
+    assert "--lr" in (caught.value.hint or "")
+    assert left_in(tmp_path) == []
+
+
+def test_a_working_folder_that_is_removed_is_named(tmp_path: Path, style: Trained) -> None:
+    events = train(dataclasses.replace(style.config, output=tmp_path / "out", checkpoint_every=0))
+    for event in events:
+        if isinstance(event, StepDone):
+            shutil.rmtree(tmp_path / "out.training")
+            break
+    with pytest.raises(InputError, match=r"out\.training was removed while the training worked in it"):
+        list(events)
     assert left_in(tmp_path) == []
 
 

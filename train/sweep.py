@@ -14,7 +14,7 @@ from hubctl.adapter.package import read_manifest
 from hubctl.base_models import BaseModel
 from hubctl.errors import ConflictError, InputError
 from train.config import TrainConfig
-from train.prepare import plan_for
+from train.prepare import data_hashes, plan_for, read_data, refuse_inputs
 from train.recipe import RECIPE, read_recipe, recipe_settings
 
 MOST = 64
@@ -49,6 +49,18 @@ def cell_name(point: Mapping[str, float]) -> str:
     """A folder's name: `rank-4_lr-0.001_steps-400`."""
     short = {"learning_rate": "lr"}
     return "_".join(f"{short.get(name, name)}-{_said(value)}" for name, value in point.items()) or "only"
+
+
+def checked(config: TrainConfig, grid: Sequence[TrainConfig], base: BaseModel) -> dict[str, str]:
+    """The hashes of what all cells are trained on, once nothing stands against it.
+
+    Raises:
+        DataError: something about the data cannot be used.
+        InputError: an output would replace what it is made from.
+    """
+    for part in (config, *grid):
+        refuse_inputs(part, base)
+    return data_hashes(read_data(config, base.sha256, plan_for(config, base).resolution_px))
 
 
 def is_done(config: TrainConfig, base: BaseModel, data_hashes: Mapping[str, str]) -> bool:

@@ -62,8 +62,7 @@ def sweep() -> None:
 
 def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any) -> None:
     from hubctl.base_models import locate_base
-    from train.prepare import data_hashes, plan_for, read_data, refuse_inputs
-    from train.sweep import TABLE, best, cells, draw_sheet, is_done, row
+    from train.sweep import TABLE, best, cells, checked, draw_sheet, is_done, row
 
     if place().count > 1:
         raise InputError("a sweep starts its processes itself", hint="hubctl train sweep ... --processes N")
@@ -71,9 +70,7 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
     config = config_of(task=task, **settings)
     grid = cells(config, *lists)
     base = locate_base(config.base, fetch=fetch_base)
-    for part in (config, *grid):
-        refuse_inputs(part, base)
-    hashes = data_hashes(read_data(config, base.sha256, plan_for(config, base).resolution_px))
+    hashes = checked(config, grid, base)
     rows: list[Row] = []
     spent_s: list[float] = []
     for number, cell in enumerate(grid, start=1):

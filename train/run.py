@@ -15,7 +15,6 @@ from hubctl.base_models import BaseModel, FetchBase
 from hubctl.cpu import tune_cpu
 from hubctl.errors import InputError
 from hubctl.settings import place
-from train.base_size import native_px
 from train.between import Opened, Stop, looked_after, looks, take_best
 from train.config import TrainConfig
 from train.events import (
@@ -133,11 +132,15 @@ def _train_in(
         device=str(accelerator.device),
         processes=plan.processes,
     )
-    if isinstance(data, MaskData) and plan.resolution_px != native_px(base.path):
-        yield Warned(
-            message=f"trained at {plan.resolution_px} px, but {base.id} is served at its own "
-            f"{native_px(base.path)} px: expect worse masks than the figures say"
-        )
+    if isinstance(data, MaskData):
+        from hubctl.modeling.picture_input import picture_input
+
+        height, width = picture_input(base.path).size_px
+        if (height, width) != (plan.resolution_px,) * 2:
+            yield Warned(
+                message=f"trained at {plan.resolution_px} px, but {base.id} is served at its own {width} x "
+                f"{height} px: expect worse masks than the figures say"
+            )
     if captured:
         yield Resumed(step=state.progress.step)
     elif work and plan.sample_steps:

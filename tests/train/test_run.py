@@ -267,6 +267,7 @@ def test_another_size_than_the_bases_own_is_warned_about(tmp_path: Path, trimap:
     warned = [event.message for event in trained.events if isinstance(event, Warned)]
     assert len(warned) == 1
     assert "trained at 64 px" in warned[0]
+    assert "at its own 32 x 32 px" in warned[0]
     assert not [event for event in trimap.events if isinstance(event, Warned)]
 
 

@@ -81,7 +81,7 @@ def resolve_targets(
 
 
 def require_useful_rank(module: nn.Module, targets: Sequence[str], rank: int) -> None:
-    """Raise `InputError` when the rank is above that of every weight it is to change, or does not fit one.
+    """Raise `InputError` when the rank is above that of every weight it is to change, or one is not served.
 
     An update of a weight [out, in] has rank min(out, in) at most: beyond it, parameters say nothing new.
     """
@@ -94,10 +94,11 @@ def require_useful_rank(module: nn.Module, targets: Sequence[str], rank: int) ->
         if isinstance(layer, nn.Linear | nn.Conv2d) and any(_ends_with(name, target) for target in targets)
     }
     for name in sizes:
-        groups = getattr(module.get_submodule(name), "groups", 1)
-        if rank % groups:
+        layer: Any = module.get_submodule(name)
+        if not _is_served(layer):
             raise InputError(
-                f"{name} is a convolution in {groups} groups, which takes no LoRA of rank {rank}",
+                f"{name} is a convolution in {layer.groups} groups, dilated by {max(layer.dilation)}: hubctl "
+                "could not serve LoRA in it",
                 hint="leave it out of --targets",
             )
     name, most = max(sizes.items(), key=lambda item: item[1])

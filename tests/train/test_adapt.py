@@ -51,9 +51,10 @@ def test_an_ending_that_also_names_a_block_becomes_whole_names(segformer: Any) -
     assert names == [f"segformer.stages.{stage}.blocks.0.mlp.dwconv.dwconv" for stage in (0, 1)]
 
 
-def test_a_rank_that_grouped_convolutions_cannot_take_is_refused(segformer: Any) -> None:
+@pytest.mark.parametrize("rank", [4, 64])
+def test_layers_in_which_no_lora_could_be_served_are_refused(segformer: Any, rank: int) -> None:
     with pytest.raises(InputError, match=r"dwconv\.dwconv is a convolution in \d+ groups"):
-        require_useful_rank(segformer, ["dwconv.dwconv"], 4)
+        require_useful_rank(segformer, ["dwconv.dwconv"], rank)
 
 
 def test_unknown_names_are_refused_with_near_ones(segformer: Any) -> None:

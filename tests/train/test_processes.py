@@ -168,7 +168,7 @@ def test_one_that_is_killed_ends_all_and_is_named(together: Trained, tmp_path: P
     [
         ("data", "{tmp}/none", 2, "there is no folder {tmp}/none"),
         ("base", "emoji-46", 3, "no base model 'emoji-46'"),
-        ("output", "{data}", 7, "{data} exists already"),
+        ("output", "{tmp}", 7, "{tmp} exists already"),
         ("processes", "0", 2, "--processes is 0"),
     ],
 )
@@ -178,6 +178,7 @@ def test_what_the_first_finds_wrong_is_said_once(
     places = {"tmp": tmp_path, "data": captioned}
     asked: dict[str, object] = {"base": diffusion_base, "data": captioned, "output": tmp_path / "out"}
     asked |= {"processes": 2, flag: value.format(**places)}
+    (tmp_path / "kept.txt").write_text("mine")
     ran = run_cli("train", "text-to-image", *(f"--{name}={given}" for name, given in asked.items()))
     first, hint = ran.err.splitlines()
     assert ran.code == code

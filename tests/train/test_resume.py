@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -101,7 +102,9 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, style: Trained) -> None:
     checkpoint = tmp_path / "out.training" / "checkpoint.pt"
     whole = checkpoint.read_bytes()
     flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
+    with zipfile.ZipFile(checkpoint) as parts:
+        largest = parts.read(max(parts.infolist(), key=lambda part: part.file_size))
+    flipped[whole.index(largest) + len(largest) // 2] ^= 1
     foreign = []
     for content in ([1], {"state": {}, "identity": "{}"}, {"state": 1, "identity": "1"}):
         torch.save(content, tmp_path / "foreign")

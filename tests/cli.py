@@ -94,7 +94,7 @@ def _started(
 
 
 def _may_fork(environment: Mapping[str, str]) -> bool:
-    """Whether a process that was started in `environment` would have imported the same; starts one."""
+    """Whether what was imported ahead, in the environment of the first call, is the same in this one."""
     global _forks, _forks_environment
     if _forks is None:
         _forks, _forks_environment = multiprocessing.get_context("forkserver"), child_environment()

@@ -70,12 +70,14 @@ def run_job(
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        job = _submitted(
-            client,
+        job = _patiently(
+            lambda: client.submit_job(
+                entrypoint=command,
+                runtime_env={"working_dir": str(folder), "env_vars": dict(env)},
+                entrypoint_num_gpus=gpus,
+            ),
             again_s,
-            entrypoint=command,
-            runtime_env={"working_dir": str(folder), "env_vars": dict(env)},
-            entrypoint_num_gpus=gpus,
+            lambda error: _NOT_UP in str(error),
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(
@@ -97,18 +99,6 @@ def run_job(
         raise InputError(f"the job {job} on {address} has {status.value.lower()}", hint=logs)
 
 
-def _submitted(client: Any, again_s: Sequence[float], **job: Any) -> str:
-    """The id of the job, which the cluster has taken."""
-    for wait_s in again_s:
-        try:
-            return str(client.submit_job(**job))
-        except RuntimeError as error:
-            if _NOT_UP not in str(error):
-                raise
-        time.sleep(wait_s)
-    return str(client.submit_job(**job))
-
-
 def _lines(client: Any, job: str, again_s: Sequence[float]) -> Generator[str, None, Any]:
     """Whole lines of the job's output, as they come; returns the status that it ended with.
 
@@ -128,11 +118,16 @@ def _lines(client: Any, job: str, again_s: Sequence[float]) -> Generator[str, No
     return status
 
 
-def _patiently(ask: Callable[[], T], again_s: Sequence[float]) -> T:
-    """The answer, after some more tries where there is none."""
+def _patiently(
+    ask: Callable[[], T], again_s: Sequence[float], passes: Callable[[Exception], bool] = lambda _: True
+) -> T:
+    """The answer, after some more tries where there is none; `passes` tells faults that may be over then."""
     for wait_s in again_s:
-        with contextlib.suppress(RuntimeError, OSError):
+        try:
             return ask()
+        except (RuntimeError, OSError) as error:
+            if not passes(error):
+                raise
         time.sleep(wait_s)
     return ask()
 

@@ -43,9 +43,8 @@ _PEFT_CLASSES = {
     "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder_2",
 }  # fmt: skip
-_PEFT_TRANSFORMER = re.compile(
-    r"\w*Transformer[23]DModel"
-)  # as diffusers calls all of its denoising transformers
+# As diffusers calls all of its denoising transformers.
+_PEFT_TRANSFORMER = re.compile(r"\w*Transformer[23]DModel")
 _PEFT_ALPHA = 8  # of a LoraConfig that does not say
 _FOREIGN = ("xlabs", "bfl", "bfl-control", "fal", "comfyui")  # of `dialect.DIALECTS`; the rest by name:
 _OTHER_KINDS = {
@@ -172,8 +171,10 @@ def _layout(
     heads = []
     for key, (component, name) in places.items():
         saved_as, mark, end = name.rpartition(".lora_")
-        # `default` is what peft calls an adapter inside a model; diffusers reads names with it too.
-        if half := _HALVES.get(mark + end.replace(".default", "") if dialect == "diffusers" else mark + end):
+        if dialect == "diffusers":
+            # What peft calls an adapter inside a model; diffusers reads names with it too.
+            end = end.replace(".default", "")
+        if half := _HALVES.get(mark + end):
             layer = current_name(saved_as, rules[component])
             found = pairs.setdefault((component, layer), {})
             if half in found:

@@ -136,14 +136,8 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except click.Abort:  # Ctrl-C, or end of input at a prompt
         sys.exit(INTERRUPTED)
-    except ModuleNotFoundError as error:
-        missing = _missing_library(error)
-        if missing is None:
-            raise
-        output.error(missing)
-        sys.exit(exit_code(missing))
-    except OSError as error:
-        fault = _disk_fault(error)
+    except (ModuleNotFoundError, OSError) as error:
+        fault = _missing_library(error) if isinstance(error, ModuleNotFoundError) else _disk_fault(error)
         if fault is None:
             raise
         output.error(fault)

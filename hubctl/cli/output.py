@@ -184,9 +184,8 @@ class Output:
         except BrokenPipeError:
             raise  # whoever read has enough: click ends without a word
         except OSError as error:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # Python would try again at its end
+            # Python would try again at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise HubctlError(f"cannot write to standard output: {error.strerror}") from error
 
     def _style(self, text: str, **style: Any) -> str:

@@ -320,9 +320,8 @@ def folder_files(folder: Path) -> dict[str, Path]:
             path = Path(root) / name
             if path.is_symlink():
                 raise InputError(f"{path} is a symbolic link", hint="replace it by the file itself")
-            if not (
-                path.is_file() or path.is_dir()
-            ):  # whoever reads a pipe waits until somebody writes to it
+            if not (path.is_file() or path.is_dir()):
+                # Whoever reads a pipe waits until somebody writes to it.
                 raise InputError(f"{path} is a pipe, socket or device", hint=f"rm {path}")
         for name in sorted(names):
             if not name.startswith("."):

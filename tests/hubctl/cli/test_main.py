@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -128,18 +129,18 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     assert done.stderr == "Error: the folder you are in is gone\n  next: cd to one that is there\n"
 
 
+def _list_into(out: IO[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hubctl", "remote", "list"],
+        stdout=out, stderr=subprocess.PIPE, text=True, check=False, env=child_environment(**env),
+    )  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a device of Linux")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_an_answer_that_finds_no_room_is_said(unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "hubctl", "remote", "list"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=child_environment(PYTHONUNBUFFERED=unbuffered),
-        )
+        done = _list_into(full, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert done.stderr == "Error: cannot write to standard output: No space left on device\n"
 
@@ -166,14 +167,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as out:
-        done = subprocess.run(
-            [sys.executable, "-m", "hubctl", "remote", "list"],
-            stdout=out,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=child_environment(),
-        )
+        done = _list_into(out)
     assert "Traceback" not in done.stderr
 
 

@@ -200,13 +200,17 @@ def soak(
     # The memory of refused adapters has to be full before anything is counted.
     send(numbers[: requests // 2])
     before, (objects, tensor_bytes) = Health.of(core), held()
-    send(numbers[requests // 2 :])
+    send(numbers[requests // 2 : -requests // 4])
+    objects_between, _ = held()
+    send(numbers[-requests // 4 :])
     after, (objects_after, tensor_bytes_after) = Health.of(core), held()
     assert after == before
     assert (before.leased, before.running, before.queued, before.clients, before.calls, before.loading) == (
         0,
     ) * 6
-    assert objects_after - objects < requests / 10, "something is kept of the requests"
+    # What requests leave behind comes with each of them; what the interpreter caches comes once.
+    grown = min(objects_between - objects, objects_after - objects_between)
+    assert grown < requests / 20, "something is kept of the requests"
     assert tensor_bytes_after <= tensor_bytes * 1.01
 
 

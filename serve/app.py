@@ -244,7 +244,8 @@ def run(config: ServeConfig, *, ready: Callable[[str], None]) -> None:
 
 
 def _start_ray(config: ServeConfig) -> None:
-    export_defaults(RAY_USAGE_STATS_ENABLED="0")
+    # Ray kills a proxy that takes five seconds to start, as on a busy computer, and the server ends with it.
+    export_defaults(RAY_USAGE_STATS_ENABLED="0", RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if config.ray_address is not None:
         try:

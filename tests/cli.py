@@ -1,36 +1,38 @@
 """Runs the real command line in a process of its own, as a user does.
 
 On Linux that process is forked from one in which the commands are imported already: the tests start hundreds,
-and to import them anew takes each half a second and more. What a start from nothing does is tested by itself,
-in `tests/hubctl/cli/test_start.py` and wherever tests run `python -m hubctl`.
+and to import them anew takes each half a second, with torch ten and more. What a start from nothing does is
+tested by itself, in `tests/hubctl/cli/test_start.py` and wherever tests run `python -m hubctl`.
 """
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import multiprocessing
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hubctl.settings import child_environment
+from tests.forks import STREAMS, Forks
 
 TIMEOUT_S = 60
 PR_CAPBSET_DROP = 24
 CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets root pass by the modes of files
-_STREAMS = {"in": os.O_RDONLY, "out": os.O_WRONLY | os.O_CREAT, "err": os.O_WRONLY | os.O_CREAT}
 _READ_LATE = ("HUBCTL_", "PYTEST_", "NO_COLOR", "COLUMNS", "LINES", "TERM")
 """Variables that nothing reads at import: a process may be forked though they have changed since."""
 
-_forks: Any = None
-_forks_environment: Mapping[str, str] = {}
+_LIGHT = ("hubctl.cli.main", "hubctl.hub.client", "hubctl.hub.push")
+_HEAVY = (
+    *_LIGHT, "train.run", "train.loop", "train.evaluation.run",
+    "train.tasks.text_to_image", "train.tasks.dreambooth", "train.tasks.segmentation",
+)  # fmt: skip
+_COMPUTE = frozenset({"train", "eval", "reproduce", "convert", "merge", "resize"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,11 @@ class Ran:
 def run_cli(*words: str | Path, stdin: str = "", cwd: Path | None = None, **env: str) -> Ran:
     """Run `hubctl words...` with `env` on top of the test's environment."""
     arguments, environment = [*map(str, words)], child_environment(**env)
-    if sys.platform == "linux" and _may_fork(environment):
-        return _forked(arguments, stdin, cwd or Path.cwd(), environment)
+    if sys.platform == "linux":
+        forks, then = _forks(heavy=not _COMPUTE.isdisjoint(arguments[:2]))
+        changed = dict(environment.items() ^ then.items())
+        if all(name.startswith(_READ_LATE) for name in changed):
+            return _forked(forks, arguments, stdin, cwd or Path.cwd(), environment)
     return _started(arguments, stdin, cwd, environment)
 
 
@@ -93,44 +98,16 @@ def _started(
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
-def _may_fork(environment: Mapping[str, str]) -> bool:
-    """Whether what was imported ahead, in the environment of the first call, is the same in this one."""
-    global _forks, _forks_environment
-    if _forks is None:
-        _forks, _forks_environment = multiprocessing.get_context("forkserver"), child_environment()
-        _forks.set_forkserver_preload(["hubctl.cli.main", "hubctl.hub.client", "hubctl.hub.push"])
-    changed = dict(environment.items() ^ _forks_environment.items())
-    return all(name.startswith(_READ_LATE) for name in changed)
+@cache
+def _forks(*, heavy: bool) -> tuple[Forks, Mapping[str, str]]:
+    """A process that has imported ahead, and the environment that it did so in."""
+    return Forks(*(_HEAVY if heavy else _LIGHT)), child_environment()
 
 
-def _forked(words: Sequence[str], stdin: str, cwd: Path, environment: Mapping[str, str]) -> Ran:
+def _forked(forks: Forks, words: Sequence[str], stdin: str, cwd: Path, environment: Mapping[str, str]) -> Ran:
     with tempfile.TemporaryDirectory() as folder:
-        streams = {name: Path(folder, name) for name in _STREAMS}
+        streams = {name: Path(folder, name) for name in STREAMS}
         streams["in"].write_text(stdin, encoding="utf-8")
-        process = _forks.Process(target=_command, args=(words, cwd, environment, Path(folder)))
-        process.start()
-        process.join(TIMEOUT_S)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(["hubctl", *words], TIMEOUT_S)
+        code = forks.run(words, cwd, environment, Path(folder), TIMEOUT_S)
         out, err = (streams[name].read_text(encoding="utf-8") for name in ("out", "err"))
-        return Ran(process.exitcode, out, err)
-
-
-def _command(words: Sequence[str], cwd: Path, environment: Mapping[str, str], folder: Path) -> None:
-    """All of a new process: what `python -m hubctl` has around it, and the command."""
-    for number, (name, mode) in enumerate(_STREAMS.items()):
-        opened = os.open(folder / name, mode)
-        os.dup2(opened, number)
-        os.close(opened)
-    sys.stdin = os.fdopen(0, encoding="utf-8")  # multiprocessing has put nothing in its place
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    sys.argv = ["hubctl", *words]
-    from hubctl.cli.main import main
-
-    try:
-        main()
-    finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        return Ran(code, out, err)

@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hubctl.adapter.comfyui import is_comfyui, read_comfyui
 from hubctl.adapter.header import Header, read_header
 from hubctl.adapter.kohya import is_kohya, read_kohya
 from hubctl.adapter.layers import Layer, Whole
-from hubctl.adapter.layout import CONFIG_PEFT, WEIGHTS_DIFFUSERS, WEIGHTS_PEFT, read_layout
+from hubctl.adapter.layout import (
+    CONFIG_PEFT,
+    WEIGHTS_DIFFUSERS,
+    WEIGHTS_PEFT,
+    AdapterLayout,
+    LoraModule,
+    read_layout,
+)
 from hubctl.adapter.names import current_name, renames
 from hubctl.adapter.new_tokens import is_tokens_file
-from hubctl.adapter.tensors import read_tensors
+from hubctl.adapter.tensors import read_tensors, without_data
 from hubctl.errors import AdapterError, NotFoundError
 
 PARTS = ("text_encoder", "text_encoder_2", "transformer", "unet")
@@ -62,6 +70,9 @@ def read_adapter(path: Path, component: str | None = None) -> Adapter:
         weights, header = found
         layers = read_kohya(read_tensors(weights, header), weights.name)
         return Adapter(dialect="kohya", layers=layers, metadata=header.metadata)
+    if (file := _only_file(path)) and is_comfyui(header := read_header(file)):
+        layers = read_comfyui(read_tensors(file, header), file.name)
+        return Adapter(dialect="diffusers", layers=layers, metadata=header.metadata)
     layout = read_layout(path)
     tensors = read_tensors(layout.weights_file, layout.header)
 
@@ -99,11 +110,38 @@ def kohya_file(path: Path) -> tuple[Path, Header] | None:
     return weights, header
 
 
+def kohya_layout(weights: Path, header: Header) -> AdapterLayout:
+    """The layers of kohya's file `weights`, by its header alone; alphas are values, and stand as the rank.
+
+    Raises:
+        AdapterError: as `read_kohya`.
+    """
+    modules = tuple(
+        LoraModule(
+            component=layer.component,
+            module=layer.module,
+            a_key="",
+            b_key="",
+            a_shape=layer.a.shape,
+            b_shape=layer.b.shape,
+            rank=layer.rank,
+            alpha=float(layer.rank),
+            scale=1.0,
+        )
+        for layer in read_kohya(without_data(header), weights.name)
+    )
+    return AdapterLayout(
+        dialect="kohya", weights_file=weights, header=header, modules=modules, heads=(), peft_config=None
+    )
+
+
 def _only_file(path: Path) -> Path | None:
     """The weights file whose dialect only its keys can tell."""
     if path.is_file():
         return None if path.name == WEIGHTS_PEFT else path
-    if any((path / name).is_file() for name in (WEIGHTS_DIFFUSERS, WEIGHTS_PEFT)):
+    if (path / WEIGHTS_DIFFUSERS).is_file():
+        return path / WEIGHTS_DIFFUSERS
+    if (path / WEIGHTS_PEFT).is_file():
         return None
     files = sorted(file for file in path.glob("*.safetensors") if not is_tokens_file(file.name))
     return files[0] if len(files) == 1 else None

@@ -6,19 +6,16 @@ One prefix for each part: `lora_unet_`, and `lora_te_` for Stable Diffusion's te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from hubctl.adapter.header import Header
 from hubctl.adapter.kohya_flux import from_flux, is_flux_name, to_flux
 from hubctl.adapter.kohya_names import dotted, flat, to_sgm
-from hubctl.adapter.layers import Layer
-from hubctl.adapter.layout import AdapterLayout, LoraModule
+from hubctl.adapter.layers import Layer, paired
 from hubctl.adapter.names import current_name, renames
-from hubctl.adapter.tensors import Tensor, number, scalar
+from hubctl.adapter.tensors import Tensor, scalar
 from hubctl.errors import AdapterError, InputError
 
 _PREFIXES = {
@@ -59,36 +56,6 @@ def read_kohya(tensors: Mapping[str, Tensor], file: str) -> tuple[Layer, ...]:
                 raise AdapterError(f"{file} names '{layer.where}' twice, once in the original spelling")
             layers[layer.where] = layer
     return tuple(layers[where] for where in sorted(layers))
-
-
-def kohya_layout(weights: Path, header: Header) -> AdapterLayout:
-    """The layers of kohya's file `weights`, by its header alone; alphas are values, and stand as the rank.
-
-    Raises:
-        AdapterError: as `read_kohya`.
-    """
-    shapes = {
-        name: Tensor(tensor.dtype, tensor.shape, b"")
-        for name, tensor in header.tensors.items()
-        if not name.endswith(_ALPHA)
-    }
-    modules = tuple(
-        LoraModule(
-            component=layer.component,
-            module=layer.module,
-            a_key="",
-            b_key="",
-            a_shape=layer.a.shape,
-            b_shape=layer.b.shape,
-            rank=layer.rank,
-            alpha=float(layer.rank),
-            scale=1.0,
-        )
-        for layer in read_kohya(shapes, weights.name)
-    )
-    return AdapterLayout(
-        dialect="kohya", weights_file=weights, header=header, modules=modules, heads=(), peft_config=None
-    )
 
 
 def kohya_tensors(layers: Iterable[Layer], *, original: bool = False) -> dict[str, Tensor]:
@@ -137,16 +104,8 @@ def _layers(name: str, parts: Mapping[str, Tensor]) -> list[Layer]:
     prefix = next(p for p in _PREFIXES if name.startswith(p))
     if not {_DOWN, _UP} <= set(parts):
         raise AdapterError(f"'{name}' lacks its lora_down or lora_up", hint="save the adapter again, whole")
-    a, b = parts[_DOWN], parts[_UP]
-    rank = a.shape[0] if a.shape else 0
-    sound = len(a.shape) in (2, 4) and len(a.shape) == len(b.shape) and rank and b.shape[1] == rank
-    if not sound or b.shape[2:] != (1,) * (len(b.shape) - 2):
-        raise AdapterError(f"'{name}' has shapes {list(a.shape)} and {list(b.shape)}, which are no LoRA pair")
-    alpha = number(parts[_ALPHA]) if _ALPHA in parts else float(rank)
-    if not math.isfinite(alpha):
-        raise AdapterError(f"the alpha of '{name}' is {alpha}, not a sound number")
     component, rest = _PREFIXES[prefix], name.removeprefix(prefix)
-    layer = Layer(component=component, module="", a=a, b=b, alpha=alpha)
+    layer = paired(name, component, parts[_DOWN], parts[_UP], parts.get(_ALPHA))
     if component == "unet" and is_flux_name(rest):
         return from_flux(rest, layer)
     path = dotted(rest)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hubctl.adapter.tensors import Tensor
+from hubctl.adapter.tensors import Tensor, number
+from hubctl.errors import AdapterError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,24 @@ class Layer:
     def scale(self) -> float:
         """What B @ A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def paired(name: str, component: str, a: Tensor, b: Tensor, alpha: Tensor | None) -> Layer:
+    """The layer, still without a path, of the halves and alpha that a file calls `name`.
+
+    Without an alpha it is the rank.
+
+    Raises:
+        AdapterError: shapes that are no pair, or an alpha that is no sound number.
+    """
+    rank = a.shape[0] if a.shape else 0
+    sound = len(a.shape) in (2, 4) and len(a.shape) == len(b.shape) and rank and b.shape[1] == rank
+    if not sound or b.shape[2:] != (1,) * (len(b.shape) - 2):
+        raise AdapterError(f"'{name}' has shapes {list(a.shape)} and {list(b.shape)}, which are no LoRA pair")
+    value = float(rank) if alpha is None else number(alpha)
+    if not math.isfinite(value):
+        raise AdapterError(f"the alpha of '{name}' is {value}, not a sound number")
+    return Layer(component=component, module="", a=a, b=b, alpha=value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from hubctl.adapter.comfyui import is_comfyui, read_comfyui
 from hubctl.adapter.dialect import DIALECTS, recognise
 from hubctl.adapter.header import Header, read_header
+from hubctl.adapter.kohya import is_kohya, read_kohya
+from hubctl.adapter.layers import Layer
 from hubctl.adapter.names import Renames, current_name, renames
 from hubctl.adapter.new_tokens import NewTokens, is_tokens_file, read_new_tokens
+from hubctl.adapter.tensors import without_data
 from hubctl.errors import AdapterError
 
 WEIGHTS_DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -48,7 +52,7 @@ _PEFT_TRANSFORMER = re.compile(r"\w*Transformer[23]DModel")
 _PEFT_ALPHA = 8  # of a LoraConfig that does not say
 _FOREIGN = ("xlabs", "bfl", "bfl-control", "fal", "comfyui")  # of `dialect.DIALECTS`; the rest by name:
 _OTHER_KINDS = {
-    "lora_unet_": "kohya", "lora_te": "kohya", ".processor.": "diffusers' attention-processor",
+    ".processor.": "diffusers' attention-processor",
     "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT", "dora_scale": "kohya",
     ".lora.down.": "diffusers' older",
 }  # fmt: skip
@@ -340,15 +344,31 @@ def _refuse_variants(config: dict[str, Any]) -> None:
 
 def _refuse_key(key: str, header: Header) -> NoReturn:
     way = "save it with diffusers' save_lora_weights or peft's save_pretrained"
+    if form := _convertible(header):
+        read, whose = form
+        try:
+            read(without_data(header), "the weights file")
+        except AdapterError as error:
+            raise AdapterError(
+                f"this adapter is in {whose} form: {error.message}", hint=error.hint or way
+            ) from error
+        raise AdapterError(
+            f"this adapter is in {whose} form ('{key[:80]}')",
+            hint="hubctl convert FILE --to diffusers -o DIR",
+        )
     if (dialect := recognise(header).dialect) in _FOREIGN:
         raise AdapterError(f"this adapter is in the form of {DIALECTS[dialect]} ('{key[:80]}')", hint=way)
     for mark, kind in _OTHER_KINDS.items():
         if mark in key:
-            raise AdapterError(
-                f"this adapter is in {kind} form ('{key[:80]}')",
-                hint="hubctl convert FILE --to diffusers -o DIR" if kind == "kohya" else way,
-            )
+            raise AdapterError(f"this adapter is in {kind} form ('{key[:80]}')", hint=way)
     raise AdapterError(f"the weights file has a key that no LoRA has: '{key[:80]}'")
+
+
+def _convertible(header: Header) -> tuple[Callable[..., tuple[Layer, ...]], str] | None:
+    """Who reads the file for `hubctl convert`, and whose form it is; None for others' than these."""
+    if is_kohya(header):
+        return read_kohya, "kohya"
+    return (read_comfyui, "ComfyUI") if is_comfyui(header) else None
 
 
 def _by_component(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:

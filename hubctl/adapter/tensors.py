@@ -57,6 +57,14 @@ def read_tensors(path: Path, header: Header) -> dict[str, Tensor]:
     return found
 
 
+def without_data(header: Header) -> dict[str, Tensor]:
+    """All tensors of `header`, with no bytes: for who wants shapes alone. Alphas, which are values, are 1."""
+    return {
+        name: scalar(1) if name.endswith(".alpha") else Tensor(tensor.dtype, tensor.shape, b"")
+        for name, tensor in header.tensors.items()
+    }
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; the same tensors and metadata always give the same bytes."""
     # The widest numbers come first, as the library has it, so that each lies where a processor reads it.

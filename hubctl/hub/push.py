@@ -16,10 +16,9 @@ from typing import Literal
 from hubctl.adapter.base_shapes import BaseShapes
 from hubctl.adapter.card import first_base_model, read_card_data
 from hubctl.adapter.check import Fit, check_fit
-from hubctl.adapter.contents import Dialect, kohya_file
+from hubctl.adapter.contents import Dialect, kohya_file, kohya_layout
 from hubctl.adapter.findings import Finding
 from hubctl.adapter.gate import gate, gate_headers, refuse_excess, refuse_misfit, refuse_unsafe_files
-from hubctl.adapter.kohya import kohya_layout
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.errors import AdapterError, ConflictError, InputError, NotFoundError

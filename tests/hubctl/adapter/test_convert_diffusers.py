@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from hubctl.adapter.contents import Dialect
 from hubctl.adapter.derive import convert
 from hubctl.adapter.diff import diff
+from hubctl.adapter.gate import gate
 from hubctl.adapter.header import read_header
 from hubctl.adapter.layers import Layer
 from hubctl.adapter.layout import WEIGHTS_DIFFUSERS, read_layout
 from hubctl.adapter.save import Spelling
-from hubctl.adapter.tensors import scalar, write_tensors
+from hubctl.adapter.tensors import Tensor, scalar, write_tensors
+from hubctl.base_models import locate_base
+from hubctl.errors import AdapterError
 from serve.engine.host_rows import read_rows
 from serve.engine.row_pool import RowPool
 from tests.hubctl.adapter.random_lora import dense, layer, write
@@ -231,6 +234,71 @@ def test_flux_layers_that_kohya_fuses(tmp_path: Path) -> None:
     convert(tmp_path / "diffusers", tmp_path / "back" / "kohya", "kohya")
     back = (tmp_path / "back" / "kohya" / "kohya.safetensors").read_bytes()
     assert back == (tmp_path / "kohya.safetensors").read_bytes()
+
+
+def halves(name: str, out: int, *, kohya: bool, alpha: float | None = 3) -> dict[str, Tensor]:
+    """One layer of rank 2 from 32 features, as ComfyUI and its like write it."""
+    one = layer(rank=2, out=out, inside=(32,), seed=len(name))
+    a, b = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
+    stated = {f"{name}.alpha": scalar(alpha)} if alpha else {}
+    return {f"{name}.{a}.weight": one.a, f"{name}.{b}.weight": one.b} | stated
+
+
+COMFYUI = {
+    "flux-alphas": (
+        "flux",
+        halves("transformer.single_transformer_blocks.0.attn.to_q", 32, kohya=False, alpha=1)
+        | halves("transformer.transformer_blocks.0.attn.to_k", 32, kohya=False)
+        | halves("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", 32, kohya=False),
+    ),
+    "flux-without": (
+        "flux",
+        halves("transformer.transformer_blocks.0.attn.to_k", 32, kohya=True, alpha=None),
+    ),
+    "flux-original": ("flux", halves("diffusion_model.double_blocks.0.img_attn.qkv", 96, kohya=True)),
+    "z-image": (
+        "z-image",
+        halves("diffusion_model.layers.0.attention.to_q", 32, kohya=False)
+        | halves("diffusion_model.noise_refiner.0.feed_forward.w1", 85, kohya=False, alpha=None),
+    ),
+    "z-image-original": (
+        "z-image",
+        halves("diffusion_model.layers.0.attention.out", 32, kohya=True)
+        | halves("diffusion_model.layers.0.adaLN_modulation.0", 128, kohya=True),
+    ),
+    "qwen-image": ("qwen-image", halves("diffusion_model.transformer_blocks.0.attn.to_q", 32, kohya=False)),
+}
+
+
+@pytest.mark.parametrize(("kind", "tensors"), COMFYUI.values(), ids=COMFYUI)
+def test_comfyui_s_form_is_converted_as_diffusers_loads_it(
+    kind: str, tensors: dict[str, Tensor], tmp_path: Path
+) -> None:
+    base = write_pipeline(tmp_path / "base", kind)
+    (tmp_path / "source").mkdir()
+    write_tensors(tmp_path / "source" / WEIGHTS_DIFFUSERS, tensors, {})
+    with pytest.raises(AdapterError, match="in ComfyUI form") as refused:
+        read_layout(tmp_path / "source")
+    assert refused.value.hint == "hubctl convert FILE --to diffusers -o DIR"
+    convert(tmp_path / "source", tmp_path / "target", "diffusers")
+    assert_same(loaded(base, tmp_path / "target"), loaded(base, tmp_path / "source"))
+    gate(tmp_path / "target", locate_base(str(base)))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv", "no layer of Stable Diffusion, SDXL or Flux"),
+        ("diffusion_model.input_blocks.4.1.proj_in", "is a layer of a UNet"),
+    ],
+)
+def test_who_is_sent_to_convert_is_not_refused_there(name: str, said: str, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.safetensors", halves(name, 96, kohya=True), {})
+    with pytest.raises(AdapterError, match=said):
+        convert(tmp_path / "x.safetensors", tmp_path / "target", "diffusers")
+    with pytest.raises(AdapterError, match=said) as refused:
+        read_layout(tmp_path)
+    assert "convert" not in str(refused.value.hint)
 
 
 def _peft(base: Path, folder: Path) -> torch.nn.Module:

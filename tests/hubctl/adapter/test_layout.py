@@ -251,7 +251,7 @@ def test_keys_under_peft_s_usual_name_of_an_adapter_are_read_as_diffusers_reads_
     [
         ("double_blocks.0.processor.proj_lora1.down.weight", "XLabs"),
         ("double_blocks.0.img_attn.qkv.lora_A.weight", "Black Forest Labs"),
-        ("diffusion_model.layers.0.attention.to_q.lora_A.weight", "ComfyUI"),
+        ("model.diffusion_model.layers.0.attention.to_q.lora_A.weight", "ComfyUI"),
     ],
 )
 def test_other_tools_are_named(tmp_path: Path, key: str, whose: str) -> None:
@@ -283,6 +283,7 @@ def test_no_weights_or_several_are_refused(tmp_path: Path) -> None:
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha", "kohya"),
         ("lora_unet_mid_block.hada_w1_a", "kohya"),
         ("unet.mid_block.hada_w1_a", "LoHa"),
+        ("diffusion_model.layers.0.attention.to_q.hada_w1_a", "ComfyUI"),
         ("unet.mid_block.lokr_w1", "LoKr"),
         ("unet.mid_block.oft_blocks", "OFT"),
         ("unet.a.to_q.dora_scale", "kohya"),
@@ -301,7 +302,7 @@ def test_other_formats_are_refused_by_name(tmp_path: Path, key: str, kind: str) 
         ({"unet.a.weight": (2, 2)}, "a key that no LoRA has: 'unet.a.weight'"),
         ({"vae.a.lora_A.weight": (2, 2)}, "a key that no LoRA has"),
         ({"unet.a.lora_A.bias": (2,)}, "a key that no LoRA has"),
-        ({"unet.a.alpha": ()}, "a key that no LoRA has"),
+        ({"unet.a.alpha": ()}, "'unet.a' lacks one of its halves"),
         ({}, "holds no LoRA weights"),
         ({"unet.a.lora_A.weight": (2, 4)}, "'unet.a' has its lora_A but not its pair"),
         ({"unet.a.lora_B.weight": (4, 2)}, "'unet.a' has its lora_B but not its pair"),

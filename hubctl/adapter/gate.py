@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from hubctl.adapter.base_shapes import BaseShapes, read_base_shapes
 from hubctl.adapter.check import Fit, check_fit, looks_like
 from hubctl.adapter.header import non_finite
-from hubctl.adapter.layout import AdapterLayout, read_layout
+from hubctl.adapter.layout import PEFT_COMPONENT, AdapterLayout, read_layout
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError
 
@@ -68,8 +69,27 @@ def refuse_unsafe_files(folder: Path) -> None:
             )
 
 
+def refuse_unsaid_encoder(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> None:
+    """Raise `AdapterMismatchError` when peft's folder may be for either CLIP of a base with two of one class.
+
+    SD3 has such ones. peft names the class alone, which is SDXL's second text encoder elsewhere.
+    """
+    if layout.dialect != "peft" or PEFT_COMPONENT in layout.header.metadata:
+        return
+    of_second = [module for module in layout.modules if module.component == "text_encoder_2"]
+    of_first = [replace(module, component="text_encoder") for module in of_second]
+    if of_first and check_fit(of_first, (), shapes).fits:
+        also = " and text_encoder_2" if check_fit(of_second, (), shapes).fits else ""
+        raise AdapterMismatchError(
+            f"the adapter fits text_encoder{also} of {base_id}, and does not say which it is for",
+            hint="say it: hubctl convert DIR --to diffusers -o OUT --component text_encoder"
+            + (" (or --component text_encoder_2)" if also else ""),
+        )
+
+
 def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fit:
     """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; else return the verdict."""
+    refuse_unsaid_encoder(layout, base_id, shapes)
     fit = check_fit(layout.modules, layout.heads, shapes, layout.tokens)
     if fit.fits:
         return fit

@@ -18,7 +18,14 @@ from hubctl.adapter.card import first_base_model, read_card_data
 from hubctl.adapter.check import Fit, check_fit
 from hubctl.adapter.contents import Dialect, kohya_file, kohya_layout
 from hubctl.adapter.findings import Finding
-from hubctl.adapter.gate import gate, gate_headers, refuse_excess, refuse_misfit, refuse_unsafe_files
+from hubctl.adapter.gate import (
+    gate,
+    gate_headers,
+    refuse_excess,
+    refuse_misfit,
+    refuse_unsafe_files,
+    refuse_unsaid_encoder,
+)
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
 from hubctl.errors import AdapterError, ConflictError, InputError, NotFoundError
@@ -245,12 +252,14 @@ def compare(
 
     Raises:
         AdapterError: it is unsound, or its card names no base.
+        AdapterMismatchError: it does not say for which of the base's two text encoders of one class it is.
         NotFoundError: the base is not to be found.
     """
     refuse_unsafe_files(folder)
     named = base or base_model_of(folder)
     layout = gate(folder, None) if values else _layout(folder)
     base_id, shapes = base_shapes(named, connect)
+    refuse_unsaid_encoder(layout, base_id, shapes)
     return Compared(layout=layout, base_id=base_id, shapes=shapes)
 
 

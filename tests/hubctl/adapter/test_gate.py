@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModelWithProjection
 
 from hubctl.adapter import gate as limits
 from hubctl.adapter.base_shapes import read_base_shapes
+from hubctl.adapter.contents import Dialect
+from hubctl.adapter.derive import convert
 from hubctl.adapter.gate import gate
 from hubctl.base_models import BaseModel, locate_base
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from tests.hubctl.adapter.raw import container, diffusers_folder, pair, peft_folder
+from tests.serve.tiny_pipelines import write_pipeline
 from tests.train.tiny import diffusion_base, segmentation_base
 
+DIALECTS: tuple[Dialect, ...] = ("diffusers", "peft")
 TO_Q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -134,6 +139,23 @@ def test_a_head_may_be_part_whole_and_part_lora(
         return
     with pytest.raises(AdapterError, match=problem):
         gate(tmp_path, segformer)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
+def test_a_peft_folder_says_which_of_two_like_text_encoders_it_is_for(component: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    path = write_pipeline(tmp_path / "sd3", "sd3")
+    base = locate_base(str(path))
+    encoder = CLIPTextModelWithProjection.from_pretrained(path / component)
+    get_peft_model(encoder, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "source")
+    with pytest.raises(AdapterMismatchError, match="fits text_encoder and text_encoder_2 of") as refused:
+        gate(tmp_path / "source", base)
+    assert refused.value.hint is not None
+    assert f"--component {component}" in refused.value.hint
+    for dialect in DIALECTS:
+        convert(tmp_path / "source", tmp_path / dialect, dialect, component=component)
+        assert {module.component for module in gate(tmp_path / dialect, base).modules} == {component}
 
 
 def test_another_base_is_refused_with_what_it_was_made_for(sd: BaseModel, tmp_path: Path) -> None:

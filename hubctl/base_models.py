@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubctl.errors import InputError, NotFoundError
-from hubctl.families import Family, detect_family
+from hubctl.families import MAX_CLASSES, Family, class_count, detect_family
 from hubctl.refs import AdapterRef
 
 OWNER = "hubctl"
@@ -67,6 +67,14 @@ def locate_base(ref: str, *, fetch: FetchBase | None = None) -> BaseModel:
         raise NotFoundError(f"no base model '{ref}'", hint=hint)
     path, commit = fetch(parsed)
     return _described(parsed.repo_id, path, commit)
+
+
+def refuse_excess_classes(base: BaseModel) -> None:
+    """Raise `InputError` when a segmentation base has too many classes for its labels, by its config.json."""
+    if base.family.task != "image-segmentation" or base.family.headless:
+        return
+    if (count := class_count(base.path)) > MAX_CLASSES:
+        raise InputError(f"{base.id} has {count} classes (limit {MAX_CLASSES})", hint="name another base")
 
 
 def folder_sha256(folder: Path) -> str:

@@ -13,6 +13,9 @@ from hubctl.errors import InputError
 Task = Literal["text-to-image", "image-segmentation"]
 """The Hub's own pipeline tags."""
 
+MAX_CLASSES = 256
+"""Of a segmentation: its labels have 8 bits."""
+
 ATTENTION_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 """Every attention projection of a diffusers denoiser: the default of diffusers' own LoRA scripts."""
 
@@ -239,6 +242,8 @@ FAMILIES = (
     ),
 )
 
+_UNSAID_CLASSES = 2  # transformers' own default
+
 
 def detect_family(folder: Path) -> Family:
     """The family of the base model in `folder`, from its own model_index.json or config.json.
@@ -265,6 +270,15 @@ def detect_family(folder: Path) -> Family:
         f"{folder} holds {' / '.join(found) or 'an unnamed model'}, which hubctl does not run",
         hint=f"known kinds: {', '.join(known)}",
     )
+
+
+def class_count(folder: Path) -> int:
+    """Classes of its own of the segmentation base in `folder`: its config.json as transformers reads it."""
+    config = _read_json(folder / "config.json")
+    count, names = config.get("num_labels"), config.get("id2label")
+    if isinstance(count, int):
+        return count
+    return len(names) if isinstance(names, dict) else _UNSAID_CLASSES
 
 
 def _same_width(family: Family, folder: Path) -> bool:

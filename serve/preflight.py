@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hubctl.base_models import embedded_path, locate_base
+from hubctl.base_models import embedded_path, locate_base, refuse_excess_classes
 from hubctl.errors import ConflictError, InputError, UnavailableError
 from hubctl.hub.lock import fetch_base
 from hubctl.hub.remotes import connect
@@ -28,7 +28,8 @@ def prepare(config: ServeConfig) -> ServeConfig:
     Raises:
         ConflictError: the port is taken.
         NotFoundError: no such base model, or no such remote.
-        InputError: this machine cannot listen there, or a base is of a kind that hubctl does not run.
+        InputError: this machine cannot listen there, or a base is of a kind that hubctl does not run, or has
+            too many classes.
         UnavailableError: nobody listens where the cluster should be.
     """
     config = replace(config, port=_free_port(config.host, config.port))
@@ -63,7 +64,7 @@ def _located(config: ServeConfig) -> ServeConfig:
     hub = connect(config.remote)
     bases = []
     for base in config.bases:
-        locate_base(base.ref, fetch=partial(fetch_base, hub, config.locked))
+        refuse_excess_classes(locate_base(base.ref, fetch=partial(fetch_base, hub, config.locked)))
         if embedded_path(base.ref) is None and Path(base.ref).is_dir():
             # Replicas have a working directory of their own; cards may name the folder as the trainer saw it.
             aliases = (*base.aliases, base.ref)

@@ -12,6 +12,7 @@ from hubctl.adapter.header import non_finite
 from hubctl.adapter.layout import PEFT_COMPONENT, AdapterLayout, read_layout
 from hubctl.base_models import BaseModel
 from hubctl.errors import AdapterError, AdapterMismatchError
+from hubctl.families import MAX_CLASSES
 
 PICKLES = frozenset({".bin", ".ckpt", ".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz"})
 CODE = frozenset({".py", ".pyc", ".so", ".dll", ".exe", ".sh"})
@@ -88,10 +89,15 @@ def refuse_unsaid_encoder(layout: AdapterLayout, base_id: str, shapes: BaseShape
 
 
 def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fit:
-    """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; else return the verdict."""
+    """Raise `AdapterMismatchError` when `layout` does not fit the base's shapes; else return the verdict.
+
+    Raises:
+        AdapterError: it fits, and has more classes than labels can name.
+    """
     refuse_unsaid_encoder(layout, base_id, shapes)
     fit = check_fit(layout.modules, layout.heads, shapes, layout.tokens)
     if fit.fits:
+        _refuse_excess_classes(layout, shapes)
         return fit
     like = looks_like(layout.modules)
     share = f"{fit.matched} of {fit.total} parts fit"
@@ -99,6 +105,16 @@ def refuse_misfit(layout: AdapterLayout, base_id: str, shapes: BaseShapes) -> Fi
         f"the adapter does not fit {base_id} ({share}): {fit.problems[0]}",
         hint=f"its shapes look like {like}: name that base" if like else "name the base it was trained on",
     )
+
+
+def _refuse_excess_classes(layout: AdapterLayout, shapes: BaseShapes) -> None:
+    """Of heads that fit, the classifier alone may be as wide as it likes: it has an output for each class."""
+    own = shapes.get("model", {})
+    classes = max((head.shape[0] for head in layout.heads if head.shape != own[head.name]), default=0)
+    if classes > MAX_CLASSES:
+        raise AdapterError(
+            f"the adapter has {classes} classes (limit {MAX_CLASSES})", hint="train it on fewer classes"
+        )
 
 
 def refuse_excess(layout: AdapterLayout) -> None:

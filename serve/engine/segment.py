@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from hubctl.adapter.layout import AdapterLayout
 from hubctl.adapter.package import read_manifest
-from hubctl.base_models import BaseModel
+from hubctl.base_models import BaseModel, refuse_excess_classes
 from hubctl.errors import AdapterError, AdapterMismatchError, InputError
 from hubctl.modeling.loading import load_segmenter
 from hubctl.modeling.picture_input import picture_input
@@ -43,7 +43,6 @@ from serve.engine.shared_module import CallShape, SharedModule
 from serve.engine.tensor_file import open_tensors
 from serve.engine.threads import one_core
 
-_MAX_CLASSES = 256  # labels are uint8
 _AUXILIARY = "auxiliary_head"  # helps training; the logits do not depend on it
 
 
@@ -89,6 +88,7 @@ class SegmentEngine:
             raise InputError(
                 f"engine: offload is for bases of several modules, {base.id} is one", hint="leave it out"
             )
+        refuse_excess_classes(base)
         device, dtype = pick_device(config, base.family)
         self._input = picture_input(base.path)
         with one_core():
@@ -96,11 +96,6 @@ class SegmentEngine:
             for name in _backbones(model):
                 quantize(getattr(model, name), config.quantize)
             self._model = model.to(device).eval()
-        if model.config.num_labels > _MAX_CLASSES:
-            raise InputError(
-                f"{base.id} has {model.config.num_labels} classes (limit {_MAX_CLASSES})",
-                hint="name another base",
-            )
         self._device, self._dtype = device, dtype
         self._pristine = {name: copy.deepcopy(module) for name, module in _outside_backbone(model).items()}
         self._core = Core(base, config, fetch, {"model": self._model}, self._read_heads)
@@ -219,8 +214,6 @@ class SegmentEngine:
             # peft saves buffers too; an old file without the counter of batches is as good.
             if missing := {name for name in missing if not name.endswith("num_batches_tracked")}:
                 raise AdapterError(f"the adapter replaces '{path}' but lacks '{min(missing)}'")
-        if classes > _MAX_CLASSES:
-            raise AdapterError(f"the adapter has {classes} classes (limit {_MAX_CLASSES})")
         return heads, _label_names(folder, classes, self._labels) if heads or self._labels else None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hubctl.errors import InputError
-from hubctl.families import FAMILIES, Family, detect_family
+from hubctl.families import FAMILIES, Family, class_count, detect_family
 
 
 def folder(tmp_path: Path, files: dict[str, object]) -> Path:
@@ -57,6 +57,23 @@ def test_detect(tmp_path: Path, files: dict[str, object], name: str) -> None:
 def test_other_folders_are_refused(tmp_path: Path, files: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         detect_family(folder(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {},
+        {"num_labels": 300},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+        {"num_labels": 5, "id2label": {"0": "a"}},
+    ],
+    ids=str,
+)
+def test_classes_are_counted_as_transformers_counts_them(tmp_path: Path, labels: dict[str, object]) -> None:
+    from transformers import AutoConfig
+
+    base = folder(tmp_path, {"config.json": {"model_type": "segformer", **labels}})
+    assert class_count(base) == AutoConfig.from_pretrained(base).num_labels
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

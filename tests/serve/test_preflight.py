@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import socket
+from pathlib import Path
 
 import pytest
 
-from hubctl.errors import UnavailableError
+from hubctl.errors import InputError, UnavailableError
 from serve.config import BaseConfig, ServeConfig
 from serve.preflight import prepare
+from tests.serve.local import write_seg_base
 
 
 def config(address: str) -> ServeConfig:
@@ -23,6 +26,14 @@ def test_a_cluster_that_is_not_there_is_found_before_ray_waits_for_it(form: str)
         assert caught.value.hint == "ray start --head"
         somebody.listen()
         assert prepare(config(address)).ray_address == address
+
+
+def test_a_base_with_more_classes_than_labels_can_name_is_found_before_ray_starts(tmp_path: Path) -> None:
+    folder = write_seg_base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_labels": 257}))
+    with pytest.raises(InputError, match=r"has 257 classes \(limit 256\)"):
+        prepare(ServeConfig(bases=(BaseConfig(ref=str(folder)),), port=0))
 
 
 @pytest.mark.parametrize("address", ["auto", "head", "head:port", "head:99999"])

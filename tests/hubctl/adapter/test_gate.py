@@ -265,6 +265,15 @@ def test_a_head_for_another_width_is_refused(segformer: BaseModel, tmp_path: Pat
     head = {name: shape for name, shape in own.items() if name.startswith("decode_head.")}
     config = {"modules_to_save": ["decode_head"]}
     assert len(gate(peft_folder(tmp_path / "whole", head, config), segformer).heads) == len(head)
+    classifier = {name: shape for name, shape in head.items() if "classifier" in name}
+    for classes in (256, 257):
+        many = head | {name: (classes, *shape[1:]) for name, shape in classifier.items()}
+        folder = peft_folder(tmp_path / str(classes), many, config)
+        if classes == 256:
+            assert len(gate(folder, segformer).heads) == len(head)
+            continue
+        with pytest.raises(AdapterError, match=r"has 257 classes \(limit 256\)"):
+            gate(folder, segformer)
     del head["decode_head.classifier.bias"]
     with pytest.raises(AdapterMismatchError, match=r"lacks 'decode_head\.classifier\.bias'"):
         gate(peft_folder(tmp_path / "part", head, config), segformer)

@@ -30,6 +30,7 @@ from hubctl.errors import (
     OverloadedError,
     UnavailableError,
 )
+from hubctl.retry_after import read_wait_s
 
 TIMEOUT_S = 660.0
 """A little more than the server gives a request by default: its own word is the better one."""
@@ -170,9 +171,11 @@ class Server:
             return InputError(message, hint=hint, param=error.get("param"))
         if cls is AccessError:
             return AccessError(message, hint=hint, forbidden=response.code == 403)
-        if cls is OverloadedError:
-            wait = response.headers.get("Retry-After", "")
-            return OverloadedError(message, hint=hint, retry_after_s=float(wait) if wait.isdigit() else 1.0)
+        wait_s = read_wait_s(response.headers.get("Retry-After"))
+        if cls is OverloadedError and wait_s is not None:
+            return OverloadedError(message, hint=hint, retry_after_s=wait_s)
+        if cls is UnavailableError:
+            return UnavailableError(message, hint=hint, retry_after_s=wait_s)
         if cls is None:
             return HubctlError(f"{self.url}: {message}", hint=hint)
         return cls(message, hint=hint)

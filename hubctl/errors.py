@@ -9,7 +9,7 @@
      │    └── AdapterMismatchError   it is sound, but does not fit this base
      ├── IntegrityError              bytes are not what was promised
      ├── ConflictError               it exists already, the parent moved, the port is taken
-     ├── UnavailableError            a registry or server cannot be reached
+     ├── UnavailableError            a registry or server cannot be reached; retry_after_s where that is known
      └── OverloadedError             the queue is full; retry_after_s says when to come back
 
 The tree knows neither exit codes nor HTTP: `hubctl/cli/main.py` and `serve/schema.py` each hold one table.
@@ -82,7 +82,11 @@ class ConflictError(HubctlError):
 
 
 class UnavailableError(HubctlError):
-    """A registry or server cannot be reached."""
+    """A registry or server cannot be reached; ask again in `retry_after_s` seconds, where that is known."""
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class OverloadedError(HubctlError):

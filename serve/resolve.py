@@ -130,7 +130,10 @@ def hidden(ref: AdapterRef | PinnedRef) -> Iterator[None]:
             hint="a private adapter needs a token on the server: hubctl login",
         ) from error
     except OverloadedError as error:
-        raise UnavailableError(error.message, hint=f"try again in {error.retry_after_s:.0f} s") from error
+        wait_s = error.retry_after_s
+        raise UnavailableError(
+            error.message, hint=f"try again in {wait_s:.0f} s", retry_after_s=wait_s
+        ) from error
 
 
 def find_base(bases: Sequence[ServedBase], text: str) -> ServedBase | None:

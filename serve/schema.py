@@ -5,7 +5,6 @@ Strangers' JSON arrives here, so this is the one module with pydantic: strict ty
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from hubctl.errors import (
     UnavailableError,
 )
 from hubctl.refs import AdapterRef
+from hubctl.retry_after import wait_header
 from serve.config import Limits
 from serve.encodable import encodable, is_encodable
 from serve.engine.requests import ImageRequest, LoraUse, Timings
@@ -321,8 +321,8 @@ def fault_body(error: HubctlError, request_id: str) -> tuple[int, dict[str, str]
     fault = fault_of(error)
     param = error.param if isinstance(error, InputError) else None
     headers: dict[str, str] = {}
-    if isinstance(error, OverloadedError):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, OverloadedError | UnavailableError) and error.retry_after_s is not None:
+        headers["Retry-After"] = wait_header(error.retry_after_s)
     body = error_body(error.message, fault, request_id, param=param, hint=error.hint)
     return fault.status, headers, body
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import click
 
-from hubctl.errors import HubctlError, OverloadedError
+from hubctl.errors import HubctlError, OverloadedError, UnavailableError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -131,7 +131,7 @@ class Output:
                 "message": error.message,
                 "hint": error.hint,
             }
-            if isinstance(error, OverloadedError):
+            if isinstance(error, OverloadedError | UnavailableError) and error.retry_after_s is not None:
                 fault["retry_after_s"] = error.retry_after_s
             click.echo(jsonlib.dumps({"error": fault}), err=True)
             return

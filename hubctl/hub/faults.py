@@ -16,9 +16,12 @@ from hubctl.errors import (
     OverloadedError,
     UnavailableError,
 )
+from hubctl.retry_after import read_wait_s
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
+
+_PAUSE_S = 60.0  # where a hub asks for one and does not say how long
 
 
 class Registry(Protocol):
@@ -123,13 +126,14 @@ def explain(error: HfHubHTTPError, what: str, hub: Registry) -> NoReturn:
             f"{what} changed on {hub} in the meantime: {said}",
             hint="push again to put your files on top",
         ) from error
+    wait_s = read_wait_s(error.response.headers.get("Retry-After"))
     if status == 429:
-        wait = error.response.headers.get("Retry-After", "")
-        raise OverloadedError(
-            f"{hub} asks for a pause: {said}", retry_after_s=float(wait) if wait.isdigit() else 60.0
-        ) from error
+        wait_s = _PAUSE_S if wait_s is None else wait_s
+        raise OverloadedError(f"{hub} asks for a pause: {said}", retry_after_s=wait_s) from error
     if status >= 500:
-        raise UnavailableError(f"{hub} failed ({status}): {said}", hint="try again in a while") from error
+        raise UnavailableError(
+            f"{hub} failed ({status}): {said}", hint="try again in a while", retry_after_s=wait_s
+        ) from error
     raise InputError(f"{hub} refuses {what}: {said}") from error
 
 

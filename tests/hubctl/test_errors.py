@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hubctl import errors
-from hubctl.errors import AccessError, HubctlError, InputError, OverloadedError
+from hubctl.errors import AccessError, HubctlError, InputError, OverloadedError, UnavailableError
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, HubctlError)]
 
@@ -24,6 +24,7 @@ def test_an_error_survives_the_way_to_another_process(
         InputError: {"param": "n"},
         AccessError: {"forbidden": True},
         OverloadedError: {"retry_after_s": 2.5},
+        UnavailableError: {"retry_after_s": 2.5},
     }
     keywords: dict[str, Any] = next((f for owner, f in extra.items() if issubclass(cls, owner)), {})
     before = cls("what went wrong", hint="hubctl show alice/cats", **keywords)

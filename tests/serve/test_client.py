@@ -77,6 +77,7 @@ def test_every_fault_arrives_as_the_class_it_left_as() -> None:
     errors = {cls.__name__: cls("what and where", hint="do this") for cls in left}
     errors["Forbidden"] = AccessError("no", forbidden=True)
     errors["Busy"] = OverloadedError("full", retry_after_s=7)
+    errors["Paused"] = UnavailableError("the hub asks for a pause", retry_after_s=9)
 
     async def fail(request: Request) -> Response:
         status, headers, body = fault_body(errors[request.query_params["e"]], "id")

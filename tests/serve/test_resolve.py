@@ -17,6 +17,7 @@ from hubctl.errors import (
 )
 from hubctl.refs import AdapterRef
 from serve.resolve import AdapterCache, Resolver, ServedBase, choose, find_base, hidden
+from serve.schema import fault_body
 from tests.serve.local import Facts, Shelf, facts
 
 T2I, SEG = "text-to-image", "image-segmentation"
@@ -227,6 +228,7 @@ def test_a_hub_that_wants_a_pause_gets_it_and_known_names_are_served() -> None:
         with pytest.raises(UnavailableError, match="asks for a pause") as caught:
             await one.adapter(new)
         assert caught.value.hint == "try again in 10 s"
+        assert fault_body(caught.value, "id")[:2] == (503, {"Retry-After": "10"})
         assert shelf.asked == [ref, ref]
         clock.now_s += 11
         with pytest.raises(NotFoundError):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
 from hubctl.errors import (
     AccessError,
@@ -33,6 +34,7 @@ from serve.engine.requests import ImageRequest, LoraUse, Timings
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 PIXEL_STEP = 8
 """Widths and heights are multiples of this: what the usual autoencoders divide by."""
+_NULL = {"type": "null"}
 
 
 class _Strict(BaseModel):
@@ -47,6 +49,17 @@ class _Strict(BaseModel):
             return body
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {name: value for name, value in body.items() if value is not None or name not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Declare the nulls that `_drop_nulls` takes, in the form that pydantic gives them elsewhere."""
+        described = handler(schema)
+        body = handler.resolve_ref_schema(described)
+        for name, field in body["properties"].items():
+            if name not in body.get("required", ()) and _NULL not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ("title", "default") if key in field}
+                body["properties"][name] = {"anyOf": [field, _NULL], **about}
+        return described
 
     @field_validator("*", mode="before")
     @classmethod

@@ -14,12 +14,14 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from hubctl.errors import OverloadedError, UnavailableError
 from serve.api import create_app
 from serve.config import Limits, ServeConfig
 from serve.engine.requests import ImageRequest
+from serve.schema import GenerationBody, LoraBody, SegmentationBody
 from tests.serve.local import LocalEngines, Shelf, facts, open_local
 from tests.serve.waiting import until
 
@@ -429,6 +431,27 @@ def test_openapi_describes_both_routes(site: Site) -> None:
     assert "requestBody" in paths[GENERATIONS]["post"]
     forms = paths[SEGMENTATIONS]["post"]["requestBody"]["content"]
     assert forms.keys() == {"multipart/form-data", "application/json"}
+
+
+def test_openapi_declares_null_where_the_parser_takes_it(site: Site) -> None:
+    document = site.client.get("/openapi.json").json()
+    parts = document["components"]["schemas"]
+    form = document["paths"][SEGMENTATIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    least: dict[type[BaseModel], tuple[dict[str, Any], dict[str, str]]] = {
+        GenerationBody: (parts["GenerationBody"], {"prompt": "a"}),
+        LoraBody: (parts["LoraBody"], {"id": "a/b"}),
+        SegmentationBody: (form, {"image": "x"}),
+    }
+    for body, (declared, fields) in least.items():
+        assert declared["properties"].keys() == body.model_fields.keys()
+        for name, field in declared["properties"].items():
+            try:
+                body.model_validate({**fields, name: None})
+            except ValidationError:
+                taken = False
+            else:
+                taken = True
+            assert ({"type": "null"} in field.get("anyOf", [])) == taken, name
 
 
 def test_many_at_once(tmp_path: Path) -> None:

@@ -16,6 +16,10 @@ from hubctl.hub.remotes import connect
 from serve.config import ServeConfig
 
 CLUSTER_TIMEOUT_S = 5.0
+# gRPC is HTTP/2: both sides begin with a frame of settings, 3 bytes of length before its type (RFC 9113).
+_HTTP2_SETTINGS, _HTTP2_HEAD_BYTES = b"\x04", 9
+_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
+_TLS_ALERT = b"\x15"
 _HELD: list[socket.socket] = []
 """Ports that were chosen here: until Ray listens on them, some seconds later, nobody else is given them."""
 
@@ -30,19 +34,22 @@ def prepare(config: ServeConfig) -> ServeConfig:
         NotFoundError: no such base model, or no such remote.
         InputError: this machine cannot listen there, or a base is of a kind that hubctl does not run, or has
             too many classes.
-        UnavailableError: nobody listens where the cluster should be.
+        UnavailableError: there is no Ray where the cluster should be.
     """
     config = replace(config, port=_free_port(config.host, config.port))
     if config.ray_address is None:
         return _located(config)
-    _check_cluster(config.ray_address)
+    check_cluster(config.ray_address)
     return config
 
 
-def _check_cluster(address: str) -> None:
-    """See whether somebody listens at `host:port` or `ray://host:port`: Ray itself would wait for ever.
+def check_cluster(address: str, timeout_s: float = CLUSTER_TIMEOUT_S) -> None:
+    """See whether somebody at `host:port` or `ray://host:port` speaks gRPC: Ray itself would wait for ever.
 
     Other forms, `auto` among them, are left to Ray.
+
+    Raises:
+        UnavailableError: nobody listens there, or somebody who is no Ray, or says nothing for `timeout_s`.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
@@ -52,11 +59,19 @@ def _check_cluster(address: str) -> None:
     if host is None or port is None:
         return
     try:
-        socket.create_connection((host, port), CLUSTER_TIMEOUT_S).close()
+        with socket.create_connection((host, port), timeout_s) as connection:
+            connection.sendall(_HTTP2_HELLO)
+            answer = connection.recv(_HTTP2_HEAD_BYTES)
     except OSError as error:
         raise UnavailableError(
             f"no Ray cluster at {address}: {error.strerror or error}", hint="ray start --head"
         ) from None
+    # Behind TLS a server answers what is none with an alert.
+    if not answer.startswith(_TLS_ALERT) and answer[3:4] != _HTTP2_SETTINGS:
+        raise UnavailableError(
+            f"no Ray cluster at {address}: somebody else listens there",
+            hint="name the port of `ray start --head`, by default 6379, or of its clients, ray://HOST:10001",
+        )
 
 
 def _located(config: ServeConfig) -> ServeConfig:

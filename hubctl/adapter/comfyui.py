@@ -65,7 +65,7 @@ def read_comfyui(tensors: Mapping[str, Tensor], file: str) -> tuple[Layer, ...]:
         one = paired(name, _COMPONENTS[prefix], halves["a"], halves["b"], halves.get("alpha"))
         for layer in _placed(one, path) if prefix != _COMFYUI else _placed_below(one, path):
             if layer.where in layers:
-                raise AdapterError(f"{file} names '{layer.where}' twice, under two names")
+                raise AdapterError(f"{file} names '{layer.where[:80]}' twice, under two names")
             layers[layer.where] = layer
     return tuple(layers[where] for where in sorted(layers))
 
@@ -80,7 +80,7 @@ def _placed_below(layer: Layer, path: str) -> list[Layer]:
         return from_flux(flat(path), layer)
     if dotted(flat(path)):
         raise AdapterError(
-            f"'{_COMFYUI}.{path}' is a layer of a UNet; hubctl reads this form for transformers alone",
+            f"'{_COMFYUI}.{path[:80]}' is a layer of a UNet; hubctl reads this form for transformers alone",
             hint="save it with kohya's, diffusers' or peft's names",
         )
     return _placed(layer, _Z_IMAGE_OUT.sub(".to_out.0", path))

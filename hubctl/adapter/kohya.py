@@ -53,7 +53,7 @@ def read_kohya(tensors: Mapping[str, Tensor], file: str) -> tuple[Layer, ...]:
     for name, parts in named.items():
         for layer in _layers(name, parts):
             if layer.where in layers:
-                raise AdapterError(f"{file} names '{layer.where}' twice, once in the original spelling")
+                raise AdapterError(f"{file} names '{layer.where[:80]}' twice, once in the original spelling")
             layers[layer.where] = layer
     return tuple(layers[where] for where in sorted(layers))
 
@@ -103,7 +103,9 @@ def clip_path(module: str) -> str:
 def _layers(name: str, parts: Mapping[str, Tensor]) -> list[Layer]:
     prefix = next(p for p in _PREFIXES if name.startswith(p))
     if not {_DOWN, _UP} <= set(parts):
-        raise AdapterError(f"'{name}' lacks its lora_down or lora_up", hint="save the adapter again, whole")
+        raise AdapterError(
+            f"'{name[:80]}' lacks its lora_down or lora_up", hint="save the adapter again, whole"
+        )
     component, rest = _PREFIXES[prefix], name.removeprefix(prefix)
     layer = paired(name, component, parts[_DOWN], parts[_UP], parts.get(_ALPHA))
     if component == "unet" and is_flux_name(rest):

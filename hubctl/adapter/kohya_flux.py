@@ -53,14 +53,14 @@ def from_flux(name: str, fused: Layer) -> list[Layer]:
     parts = table.get(found[3]) if found else None
     if not found or parts is None:
         raise AdapterError(
-            f"'{name}' is a layer that diffusers' Flux has no place for",
+            f"'{name[:80]}' is a layer that diffusers' Flux has no place for",
             hint="convert an adapter of the double and single blocks alone",
         )
     out, width = fused.b.shape[0], fused.a.shape[1]
     # A projection of attention is as tall as the model is wide; the feed-forward part takes the rest.
     ends = [width * (i + 1) for i in range(len(parts) - 1)] + [out]
     if ends != sorted(ends) or (len(parts) == 3 and out != 3 * width):
-        raise AdapterError(f"'{name}' has {out} outputs, too few or many for {len(parts)} layers")
+        raise AdapterError(f"'{name[:80]}' has {out} outputs, too few or many for {len(parts)} layers")
     prefix = f"{stack}.{found[2]}."
     return [
         replace(fused, component="transformer", module=prefix + part, b=fused.b.rows(start, end))

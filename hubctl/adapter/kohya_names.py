@@ -62,7 +62,7 @@ def from_sgm(name: str) -> str:
     """A layer of Stability's UNet as diffusers' UNet calls it (still flat); other names stay as they are."""
     if name in _OUTSIDE:
         return _OUTSIDE[name]
-    found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)_(\d+)_(.+)", name)
+    found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)_(\d{1,3})_(.+)", name)
     if not found:
         return name
     where, number, rest = found[1], int(found[2]), found[3]

@@ -53,12 +53,14 @@ def paired(name: str, component: str, a: Tensor, b: Tensor, alpha: Tensor | None
         AdapterError: shapes that are no pair, or an alpha that is no sound number.
     """
     rank = a.shape[0] if a.shape else 0
-    sound = len(a.shape) in (2, 4) and len(a.shape) == len(b.shape) and rank and b.shape[1] == rank
-    if not sound or b.shape[2:] != (1,) * (len(b.shape) - 2):
-        raise AdapterError(f"'{name}' has shapes {list(a.shape)} and {list(b.shape)}, which are no LoRA pair")
+    sound = len(a.shape) in (2, 4) and len(a.shape) == len(b.shape) and b.shape[1] == rank
+    if not sound or 0 in a.shape + b.shape or b.shape[2:] != (1,) * (len(b.shape) - 2):
+        raise AdapterError(
+            f"'{name[:80]}' has shapes {list(a.shape)} and {list(b.shape)}, which are no LoRA pair"
+        )
     value = float(rank) if alpha is None else number(alpha)
     if not math.isfinite(value):
-        raise AdapterError(f"the alpha of '{name}' is {value}, not a sound number")
+        raise AdapterError(f"the alpha of '{name[:80]}' is {value}, not a sound number")
     return Layer(component=component, module="", a=a, b=b, alpha=value)
 
 

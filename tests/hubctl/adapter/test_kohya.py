@@ -92,8 +92,8 @@ def test_other_kinds_are_refused_by_name(key: str, said: str, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def pair(name: str) -> dict[str, Tensor]:
-    one = layer(rank=2)
+def pair(name: str, **shape: Any) -> dict[str, Tensor]:
+    one = layer(rank=2, **shape)
     return {f"{name}.lora_down.weight": one.a, f"{name}.lora_up.weight": one.b}
 
 
@@ -107,6 +107,8 @@ def pair(name: str) -> dict[str, Tensor]:
         (pair("lora_unet_middle_block_1_proj_in"), "twice, once in the original spelling"),
         (pair("lora_unet_double_blocks_0_img_norm"), "diffusers' Flux has no place for"),
         (pair("lora_unet_double_blocks_0_img_attn_qkv"), "has 12 outputs"),
+        (pair("lora_unet_double_blocks_0_img_attn_qkv", out=0, inside=(0,)), "are no LoRA pair"),
+        (pair(f"lora_unet_input_blocks_{'9' * 5000}_1_proj_in"), "is no layer of"),
     ],
 )
 def test_broken_files_are_refused(changes: dict[str, Tensor], said: str, tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ from hubctl.errors import (
     OverloadedError,
     UnavailableError,
 )
+from hubctl.loopback import LOOPBACK
 from hubctl.retry_after import read_wait_s
 
 TIMEOUT_S = 660.0
 """A little more than the server gives a request by default: its own word is the better one."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SENT = re.compile(r"[!-~]*")
 """What may stand in a request's first line: the rest is written as %C3%BC and the like."""
 

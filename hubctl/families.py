@@ -18,6 +18,8 @@ MAX_CLASSES = 256
 
 ATTENTION_TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 """Every attention projection of a diffusers denoiser: the default of diffusers' own LoRA scripts."""
+FALLBACK_PX = 512
+"""Side of the pictures for a base whose files do not say what it was made for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hubctl.errors import InputError
-
-FALLBACK_PX = 512
+from hubctl.families import FALLBACK_PX
 
 
 def native_px(folder: Path) -> int:

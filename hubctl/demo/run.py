@@ -18,6 +18,7 @@ from hubctl.demo.report import write_report
 from hubctl.demo.requests import Cut
 from hubctl.demo.stages import DemoConfig, Run
 from hubctl.errors import ConflictError, InputError
+from hubctl.loopback import LOOPBACK
 
 MARKER = ".hubctl-demo"
 """Says that a folder is a demo's own, to be emptied by the next one."""
@@ -155,7 +156,7 @@ def environment(workdir: Path) -> dict[str, str]:
         HUBCTL_HOME=str(home),
         HF_HOME=str(home / "huggingface"),
         HF_HUB_DISABLE_TELEMETRY="1",
-        NO_PROXY="127.0.0.1,localhost",
-        no_proxy="127.0.0.1,localhost",
+        NO_PROXY=",".join(LOOPBACK),
+        no_proxy=",".join(LOOPBACK),
     )
     return {name: value for name, value in ours.items() if name not in PRIVATE}

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from hubctl.errors import ConflictError, InputError, NotFoundError
 from hubctl.hub.tokens import HF_URL, clean_token, forget_token, stored_token, write_private
+from hubctl.loopback import LOOPBACK
 from hubctl.settings import Environment, environment, load_toml, toml_string
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def normal_url(url: str) -> str:
 def sends_in_clear(url: str) -> bool:
     """Whether a token sent to `url` crosses a network unencrypted."""
     parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1")
+    return parts.scheme == "http" and parts.hostname not in LOOPBACK
 
 
 def select_remote(remote: str | None, env: Environment) -> Remote:

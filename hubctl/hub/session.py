@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hubctl.errors import InputError
+from hubctl.loopback import LOOPBACK
 
 if TYPE_CHECKING:
     import httpx2
@@ -28,8 +29,6 @@ PAUSES_S = (0.1, 0.5, 2.0)
 """Before each further try after a connection dropped."""
 XET_RETRIES = {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "5", "HF_XET_CLIENT_RETRY_BASE_DELAY": "500ms"}
 """hf_xet doubles the delay each time: a registry has 15 seconds to come back, not a minute and a half."""
-LOOPBACK = ("all://localhost", "all://127.0.0.1", "all://[::1]")
-"""As httpx2 names where requests go."""
 _prepared = False
 _prepare_lock = threading.Lock()
 
@@ -78,8 +77,8 @@ def _patient_client() -> httpx2.Client:
                         raise
                     time.sleep(pause_s)
 
-    # A proxy of the environment cannot reach this machine's own loopback.
-    direct = dict.fromkeys(LOOPBACK)
+    # As httpx2 names where requests go; a proxy of the environment cannot reach the loopback.
+    direct = {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in LOOPBACK}
     try:
         hooks = default_client_factory().event_hooks
         return Patient(event_hooks=hooks, follow_redirects=True, timeout=time_limits(), mounts=direct)

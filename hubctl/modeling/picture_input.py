@@ -17,10 +17,10 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hubctl.errors import InputError
+from hubctl.families import FALLBACK_PX
 
 _FILES = ("preprocessor_config.json", "processor_config.json")
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_FALLBACK_PX = 512
 _SIDE_PX = 8
 """Of the pictures by which a processor is measured."""
 
@@ -87,7 +87,7 @@ def picture_input(folder: Path) -> PictureInput:
 def _imagenet() -> PictureInput:
     mean, std = (torch.tensor(values)[:, None, None] for values in _IMAGENET)
     return PictureInput(
-        size_px=(_FALLBACK_PX,) * 2, resample=Image.Resampling.BILINEAR, mean=mean, std=std, flips=False
+        size_px=(FALLBACK_PX,) * 2, resample=Image.Resampling.BILINEAR, mean=mean, std=std, flips=False
     )
 
 
@@ -109,4 +109,4 @@ def _size(size: Any) -> tuple[int, int]:
     """Height and width; a shortest edge alone means a square."""
     if size.height and size.width:
         return size.height, size.width
-    return (size.shortest_edge or _FALLBACK_PX,) * 2
+    return (size.shortest_edge or FALLBACK_PX,) * 2

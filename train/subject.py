@@ -1,19 +1,27 @@
 """Images of one subject, and of its class: the user's own, and what the base draws where some are missing.
 
-What the base draws is known by its name, which says what it was drawn from: it comes after the user's images
-whether it was drawn just now or before, and is in no hash, since the settings make it again.
+What the base draws is known by its name, which says what it was drawn from and what came out; a file of such
+a name that holds something else is the user's. It comes after the user's images whether it was drawn just now
+or before, and is in no hash, since the settings make it again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubctl.errors import DataError, InputError
 from train.config import TrainConfig
 from train.dataset import METADATA, fingerprint, images_in, list_images, open_image, require_folder, splits
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +34,10 @@ class ClassImages:
     """By the base, for an earlier training: all that this one needs, or none."""
     to_draw: int = 0
     """How many the base has yet to draw."""
-    places: tuple[Path, ...] = ()
-    """Where those go; empty where nobody named a folder."""
+    folder: Path | None = None
+    """Where those go; None where nobody named one."""
+    stem: str = ""
+    """How their names begin."""
     sha256: str | None = None
     """Of the user's; None where no class trains along."""
 
@@ -88,15 +98,17 @@ def find_class_images(config: TrainConfig, base_sha256: str, side_px: int) -> Cl
         require_folder(folder, flag="--class-data")
     images = list_images(folder) if folder.exists() else ()
     stem = _drawn_stem(config, base_sha256, side_px)
-    given = tuple(path for path in images if not path.name.startswith(stem))
+    before = _drawn_before(images, stem)
+    given = tuple(path for path in images if path not in before)
     missing = max(0, config.num_class_images - len(given))
-    places = tuple(folder / f"{stem}{number:04}.png" for number in range(1, missing + 1))
-    there = set(places) <= set(images)
+    numbered = {number: path for path, number in before.items() if number <= missing}
+    there = len(numbered) == missing
     return ClassImages(
         given=given,
-        drawn=places if there else (),
+        drawn=tuple(numbered[number] for number in sorted(numbered)) if there else (),
         to_draw=0 if there else missing,
-        places=places,
+        folder=folder,
+        stem=stem,
         sha256=fingerprint(folder, ((path, "") for path in given)),
     )
 
@@ -107,19 +119,44 @@ def make_class_folder(classes: ClassImages) -> None:
     Raises:
         InputError: it cannot be made.
     """
-    if not classes.places:
+    if classes.folder is None:
         return
-    folder = classes.places[0].parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        classes.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot write {folder}: {error.strerror}", hint="choose another --class-data"
+            f"cannot write {classes.folder}: {error.strerror}", hint="choose another --class-data"
         ) from error
+
+
+def keep_drawn(classes: ClassImages, pictures: Sequence[Image.Image]) -> None:
+    """Write what the base has drawn into the class folder, if there is one, for the next training."""
+    if classes.folder is None:
+        return
+    before = _drawn_before(list_images(classes.folder), classes.stem)
+    for number, picture in enumerate(pictures, start=1):
+        png = io.BytesIO()
+        picture.save(png, "PNG")
+        place = classes.folder / f"{classes.stem}{number:04}-{_key(png.getvalue())}.png"
+        part = place.with_suffix(".part")
+        part.write_bytes(png.getvalue())
+        part.replace(place)  # whole or not at all: half a picture would count as the user's
+        for other in (path for path, taken in before.items() if taken == number and path != place):
+            other.unlink()  # of another device or version, whose numbers round differently
+
+
+def _drawn_before(images: Iterable[Path], stem: str) -> dict[Path, int]:
+    """Those that the base drew, each with its number, and that nobody has changed."""
+    named = re.compile(re.escape(stem) + r"(\d+)-([0-9a-f]+)\.png")
+    matches = ((path, named.fullmatch(path.name)) for path in images)
+    return {path: int(found[1]) for path, found in matches if found and found[2] == _key(path.read_bytes())}
+
+
+def _key(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def _drawn_stem(config: TrainConfig, base_sha256: str, side_px: int) -> str:
     """How names of the pictures begin that this base draws of this prompt, and no others."""
     facts = [base_sha256, config.class_prompt, side_px, config.quantize, config.new_tokens]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    return f"class-{config.seed}-{key}-"
+    return f"class-{config.seed}-{_key(json.dumps(facts).encode())}-"

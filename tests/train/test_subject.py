@@ -17,7 +17,7 @@ from tests.train.test_resume import stopped_at, weights
 from train.config import TrainConfig
 from train.measure import measure
 from train.prepare import prepare
-from train.subject import SubjectData, find_class_images
+from train.subject import SubjectData, find_class_images, keep_drawn
 
 
 @pytest.fixture
@@ -99,13 +99,32 @@ def test_a_recipe_knows_its_class_images(tmp_path: Path, config: TrainConfig) ->
 
 def test_what_another_base_or_prompt_drew_is_the_user_s(config: TrainConfig) -> None:
     assert config.class_data
-    mine = find_class_images(config, "0" * 64, 32)
-    for place in mine.places:
-        tiny.picture(9).save(place)
-    assert find_class_images(config, "0" * 64, 32).drawn == mine.places
+    keep_drawn(find_class_images(config, "0" * 64, 32), [tiny.picture(number) for number in range(3)])
+    assert len(find_class_images(config, "0" * 64, 32).drawn) == 3
     for base, side_px, prompt in (("1" * 64, 32, "a dog"), ("0" * 64, 64, "a dog"), ("0" * 64, 32, "a cat")):
         found = find_class_images(dataclasses.replace(config, class_prompt=prompt), base, side_px)
         assert (len(found.given), found.drawn, found.to_draw) == (5, (), 0)
+
+
+def test_a_drawn_image_that_was_replaced_is_the_user_s_and_stays(config: TrainConfig) -> None:
+    keep_drawn(find_class_images(config, "0" * 64, 32), [tiny.picture(number) for number in range(3)])
+    before = find_class_images(config, "0" * 64, 32)
+    tiny.picture(77).save(before.drawn[1])
+    own = before.drawn[1].read_bytes()
+    found = find_class_images(config, "0" * 64, 32)
+    assert found.given == tuple(sorted((*before.given, before.drawn[1])))
+    assert (found.drawn, found.to_draw) == ((), 2)
+    assert found.sha256 != before.sha256
+    keep_drawn(found, [tiny.picture(0), tiny.picture(5)])
+    after = find_class_images(config, "0" * 64, 32)
+    assert (len(after.given), len(after.drawn), after.to_draw) == (3, 2, 0)
+    assert before.drawn[1].read_bytes() == own
+    # Drawn anew, two of each number would be one too many.
+    keep_drawn(found, [tiny.picture(0), tiny.picture(6)])
+    again = find_class_images(config, "0" * 64, 32)
+    assert (again.given, len(again.drawn)) == (after.given, 2)
+    assert again.drawn[1] != after.drawn[1]
+    assert not after.drawn[1].exists()
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from train.subject import ClassImages, SubjectData, make_class_folder
+from train.subject import ClassImages, SubjectData, keep_drawn, make_class_folder
 from train.tasks.denoisers import join
 from train.tasks.diffusion import LOSS_NOTE, Diffusion, Encoded
 from train.tasks.latents import Latents
@@ -106,8 +106,6 @@ class DreamBooth:
         if first:
             make_class_folder(classes)
         drawn = self.diffusion.drawn_by_base(prompt, self._class_texts, classes.to_draw)
-        for place, picture in zip(classes.places if first else (), drawn, strict=False):
-            part = place.with_suffix(".part")
-            picture.save(part, "PNG")
-            part.replace(place)  # whole or not at all: half a picture would stop the next training
+        if first:
+            keep_drawn(classes, drawn)
         return [*classes.given, *drawn]

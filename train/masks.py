@@ -152,13 +152,9 @@ def name_classes(
     if len(labels) > IGNORED:
         fault = DataError(f"{folder / LABELS} names {len(labels)} classes", hint=f"use {IGNORED} at most")
         return labels, [(folder / LABELS, fault)]
-    if not any(found.get(item.mask) for item in pairs.train):
-        fault = DataError(
-            f"no mask to train on in {folder} has a pixel that counts: all are ignored",
-            hint=f"paint the classes, or name them in {folder / LABELS}",
-        )
-        return labels, [(folder, fault)]
-    faults: Faults = []
+    faults = _blank_splits(folder, pairs, found)
+    if faults:
+        return labels, faults
     for mask, values in found.items():
         if strange := sorted(set(values) - labels.keys()):
             fault = DataError(
@@ -168,6 +164,23 @@ def name_classes(
             )
             faults.append((mask, fault))
     return labels, faults
+
+
+def _blank_splits(folder: Path, pairs: Pairs, found: Mapping[Path, Collection[int]]) -> Faults:
+    """Faults of splits whose masks are all ignored: they would teach nothing, or have no figures."""
+    faults: Faults = []
+    for purpose, items in (("train on", pairs.train), ("judge by", pairs.test)):
+        blank = [item.mask for item in items if not found.get(item.mask, True)]
+        if len(blank) < len(items) or (not items and items is pairs.test):
+            continue
+        named = ", ".join(mask.relative_to(folder).as_posix() for mask in blank[:3])
+        more = f" and {len(blank) - 3} more" if len(blank) > 3 else ""
+        fault = DataError(
+            f"no mask to {purpose} in {folder} has a pixel that counts, all are ignored: {named}{more}",
+            hint=f"paint the classes, or name them in {folder / LABELS}",
+        )
+        faults.append((folder, fault))
+    return faults
 
 
 def has_masks(folder: Path) -> bool:

@@ -182,6 +182,13 @@ def nothing_counted(folder: Path) -> None:
     (folder / "labels.json").write_text('{"0": null, "1": null, "2": null, "3": "a", "4": "b"}')
 
 
+def nothing_counted_in_the_test_split(folder: Path) -> None:
+    tiny.masked_folder(folder / "train")
+    tiny.masked_folder(folder / "test")
+    for path in (folder / "test" / "masks").iterdir():
+        save_mask(path, IGNORED)
+
+
 def hidden_and_upper_case(folder: Path) -> None:
     tiny.masked_folder(folder)
     (folder / "masks" / "._0.png").write_bytes(b"of a Mac")
@@ -213,6 +220,7 @@ def subject_in_a_split(folder: Path) -> None:
         (black_and_white, read_masks, False),
         (class_in_the_test_split_alone, read_masks, False),
         (nothing_counted, read_masks, False),
+        (nothing_counted_in_the_test_split, read_masks, False),
         (hidden_and_upper_case, read_masks, True),
         (one_mask_for_two, read_masks, False),
         (two_masks_for_one, read_masks, False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -182,16 +183,26 @@ def _missing_library(error: ModuleNotFoundError) -> InputError | None:
 
 
 def _disk_fault(error: OSError) -> HubctlError | None:
-    """What a file or the folder we are in denied us; None for faults of another kind."""
+    """What a file, standard output or the folder we are in denied us; None for faults of another kind."""
     if error.errno is None:
         return None
     if isinstance(error.filename, str):
         return HubctlError(f"cannot use {error.filename}: {error.strerror}")
+    if _says(error):
+        # Python would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return HubctlError(f"cannot write to standard output: {error.strerror}")
     try:
         os.getcwd()
     except FileNotFoundError:
         return HubctlError("the folder you are in is gone", hint="cd to one that is there")
     return None
+
+
+def _says(error: OSError) -> bool:
+    """Whether it is of an answer on its way to standard output; click itself prints help and version."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code is click.echo.__code__
 
 
 for _command in (

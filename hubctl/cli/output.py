@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json as jsonlib
-import os
 import re
 import sys
 import time
@@ -179,14 +178,7 @@ class Output:
     # -- inside
 
     def _data(self, text: str) -> None:
-        try:
-            click.echo(text)
-        except BrokenPipeError:
-            raise  # whoever read has enough: click ends without a word
-        except OSError as error:
-            # Python would try again at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise HubctlError(f"cannot write to standard output: {error.strerror}") from error
+        click.echo(text)
 
     def _style(self, text: str, **style: Any) -> str:
         return click.style(text, **style) if self.color and sys.stderr.isatty() else text

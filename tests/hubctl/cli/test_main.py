@@ -129,18 +129,19 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     assert done.stderr == "Error: the folder you are in is gone\n  next: cd to one that is there\n"
 
 
-def _list_into(out: IO[str], **env: str) -> subprocess.CompletedProcess[str]:
+def _run_into(out: IO[str], *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hubctl", "remote", "list"],
+        [sys.executable, "-m", "hubctl", *words],
         stdout=out, stderr=subprocess.PIPE, text=True, check=False, env=child_environment(**env),
     )  # fmt: skip
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a device of Linux")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_an_answer_that_finds_no_room_is_said(unbuffered: str) -> None:
+@pytest.mark.parametrize("words", ["remote list", "--version", "remote --help"])
+def test_an_answer_that_finds_no_room_is_said(words: str, unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
-        done = _list_into(full, PYTHONUNBUFFERED=unbuffered)
+        done = _run_into(full, *words.split(), PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1
     assert done.stderr == "Error: cannot write to standard output: No space left on device\n"
 
@@ -163,12 +164,13 @@ def test_a_missing_module_of_ours_is_a_bug() -> None:
     assert "Traceback" in done.stderr
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+@pytest.mark.parametrize("words", ["remote list", "--help"])
+def test_a_closed_pipe_is_no_error(words: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as out:
-        done = _list_into(out)
-    assert "Traceback" not in done.stderr
+        done = _run_into(out, *words.split())
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(

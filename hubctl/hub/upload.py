@@ -10,13 +10,14 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from hubctl.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from hubctl.errors import ConflictError, HubctlError, InputError, NotFoundError, UnavailableError
 from hubctl.hub.client import Hub
 from hubctl.hub.faults import explain, translated
 from hubctl.hub.preflight import changes
@@ -45,9 +46,10 @@ def upload(
 ) -> Pushed:
     """Make `repo_id` hold exactly `files` (path in the repository: local file), in one commit after `parent`.
 
-    The repository is created when it is missing (`parent` is None then). Files that it has and `files` lacks
-    are deleted: a re-trained adapter must not leave the old one's weights beside its own. A connection that
-    drops is no end: what arrived is found again, files by their hashes and a commit by what it holds.
+    The repository is created when it is missing (`parent` is None then), and deleted again when the registry
+    refuses the files. Files that it has and `files` lacks are deleted: a re-trained adapter must not leave
+    the old one's weights beside its own. A connection that drops is no end: what arrived is found again,
+    files by their hashes and a commit by what it holds.
     `hashes` are sha256 digests, or on their way to be; `on_bytes` hears of what is sent of large files.
 
     Raises:
@@ -120,7 +122,7 @@ def _upload(
     hashes: Mapping[Path, Future[bytes]],
     on_bytes: Callable[[int], None],
 ) -> Pushed:
-    before = _open(hub, repo_id, private)
+    before, created = _open(hub, repo_id, private)
     untouched = parent is None and set(before.files) <= KEPT
     if before.commit != parent and not untouched:
         if set(changes(files, before.files).values()) <= {"same"}:  # of an attempt whose answer was lost
@@ -129,20 +131,41 @@ def _upload(
             f"{repo_id} has a commit {before.commit[:12]} by somebody else since it was compared",
             hint="hubctl push --dry-run shows what a push would change now",
         )
-    commit = _commit(hub, files, before, message, hashes, on_bytes)
+    with _withdrawn(hub, before) if created else nullcontext():
+        commit = _commit(hub, files, before, message, hashes, on_bytes)
     return _pushed(hub, repo_id, commit, unchanged=commit == before.commit)
 
 
-def _open(hub: Hub, repo_id: str, private: bool) -> RepoInfo:
+def _open(hub: Hub, repo_id: str, private: bool) -> tuple[RepoInfo, bool]:
+    """The repository, and whether it was created for this."""
+    created = False
     try:
         before = hub.repo_info(AdapterRef(repo_id))
     except NotFoundError:
         with translated(repo_id, hub):
-            hub.api().create_repo(repo_id, private=private, exist_ok=True)
+            hub.api().create_repo(repo_id, private=private)
+        created = True
         before = hub.repo_info(AdapterRef(repo_id))
     if private and not before.private:
         raise ConflictError(f"{repo_id} exists already and is public", hint="choose another --repo")
-    return before
+    return before, created
+
+
+@contextmanager
+def _withdrawn(hub: Hub, made: RepoInfo) -> Iterator[None]:
+    """Around the first commit to a repository made for it: if it is refused, no empty one is left."""
+    try:
+        yield
+    except UnavailableError:
+        raise  # it may have been taken all the same
+    except HubctlError as error:
+        try:
+            if hub.repo_info(AdapterRef(made.repo_id)).commit == made.commit:
+                hub.delete(made.repo_id)
+        except HubctlError:
+            left = f"hubctl remove {made.repo_id} (made for this push, and empty)"
+            error.hint = f"{error.hint}; then {left}" if error.hint else left
+        raise
 
 
 def _commit(

@@ -23,7 +23,14 @@ class Removed:
 
 
 def set_aside(db: sqlite3.Connection, repo: int, *, user: str) -> None:
-    """Take a repository away from its owner; its name is free at once."""
+    """Take a repository away from its owner; its name is free at once.
+
+    One that never held anything is not kept: it would come back in place of an earlier one of its name.
+    """
+    held = "SELECT 1 FROM files WHERE repo = ? AND path <> '.gitattributes'"
+    if db.execute(held, (repo,)).fetchone() is None:
+        db.execute("DELETE FROM repos WHERE id = ?", (repo,))
+        return
     db.execute(
         "INSERT INTO removed SELECT id, owner, name, private, ?, ? FROM repos WHERE id = ?",
         (now(), user, repo),

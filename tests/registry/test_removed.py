@@ -157,8 +157,11 @@ def test_what_is_on_its_way_to_a_removed_repository_goes_nowhere(tmp_path: Path)
     services = open_services(tmp_path)
     repos = services.repos
     opened = repos.create("model", "alice", "style", user="alice", private=False)
-    head = repos.resolve(opened, "main")
-    late = Change(title="late", operations=(put_regular(services.blobs, "x.txt", b"late"),))
+    first, late = (
+        Change(title=title, operations=(put_regular(services.blobs, "x.txt", title.encode()),))
+        for title in ("first", "late")
+    )
+    head = repos.commit(opened, "main", first, user="alice")
     repos.delete(opened, user="alice")
     for change in (
         lambda: repos.commit(opened, "main", late, user="alice"),

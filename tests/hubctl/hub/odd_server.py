@@ -18,7 +18,7 @@ def serving(answer: Answer) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        do_GET = do_HEAD = do_POST = do_PUT = lambda self: answer(self)
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = lambda self: answer(self)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

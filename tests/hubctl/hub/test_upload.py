@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-from hubctl.errors import ConflictError, InputError
+from hubctl.errors import ConflictError, InputError, NotFoundError
 from hubctl.hub.client import Hub
+from hubctl.hub.undo import restore
 from hubctl.hub.upload import upload
 from hubctl.refs import AdapterRef
-from tests.hubctl.hub.odd_server import CountingProxy, serving
+from tests.hubctl.hub.odd_server import CountingProxy, always, serving
 from tests.registry_server import RegistryServer
 
 _numbers = itertools.count()
@@ -54,6 +56,51 @@ def test_a_commit_whose_answer_was_lost_is_found_again(hub: Hub, tmp_path: Path)
 def test_a_repository_that_was_just_created_counts_as_new(hub: Hub, tmp_path: Path) -> None:
     hub.api().create_repo(f"{hub.whoami()}/notes")
     assert commit(hub, tmp_path, "first", None)
+
+
+UNREADABLE = "---\ntags: [a\n---\n"
+
+
+def readme(folder: Path, text: str) -> dict[str, Path]:
+    path = folder / "README.md"
+    path.write_text(text)
+    return {path.name: path}
+
+
+def test_a_repository_whose_first_commit_is_refused_goes_again(hub: Hub, tmp_path: Path) -> None:
+    repo = f"{hub.whoami()}/refused"
+    upload(hub, files(tmp_path, "old"), repo, parent=None, message="m")
+    hub.delete(repo)
+    with pytest.raises(InputError, match=r"README\.md"):
+        upload(hub, readme(tmp_path, UNREADABLE), repo, parent=None, message="m")
+    with pytest.raises(NotFoundError):
+        hub.repo_info(AdapterRef(repo))
+    restore(hub, repo)
+    assert "notes.txt" in hub.repo_info(AdapterRef(repo)).files
+
+
+def test_a_repository_that_was_there_stays_when_a_commit_is_refused(hub: Hub, tmp_path: Path) -> None:
+    repo = f"{hub.whoami()}/there"
+    hub.api().create_repo(repo)
+    with pytest.raises(InputError, match=r"README\.md"):
+        upload(hub, readme(tmp_path, UNREADABLE), repo, parent=None, message="m")
+    assert set(hub.repo_info(AdapterRef(repo)).files) == {".gitattributes"}
+
+
+def test_a_hub_that_deletes_nothing_leaves_an_empty_repository_and_it_is_said(
+    hub: Hub, tmp_path: Path
+) -> None:
+    repo, passed_on = f"{hub.whoami()}/kept", CountingProxy(hub.endpoint)
+    forbidden = always(403, b"{}")
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        (forbidden if request.command == "DELETE" else passed_on)(request)
+
+    with serving(answer) as endpoint, pytest.raises(InputError, match=r"README\.md") as caught:
+        upload(
+            Hub(endpoint, hub.token, "proxy"), readme(tmp_path, UNREADABLE), repo, parent=None, message="m"
+        )
+    assert caught.value.hint == f"hubctl remove {repo} (made for this push, and empty)"
 
 
 def test_a_registry_without_room_says_so(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def run_steps(
     not count as training time. Of several processes each does its part of every step, and all decide alike.
 
     Raises:
-        InputError: training diverged in spite of smaller rates, or not even one image fits into memory.
+        InputError: training diverged in spite of smaller rates, not even one image fits into memory, or one
+            of several processes has none left for an update.
     """
     ranks = Ranks(accelerator)
     training_mode(state.module)
@@ -113,14 +114,31 @@ def _step(
     total = sum(losses) / ranks.count
     if not math.isfinite(total):
         return None
+    try:
+        updated = _update(config, accelerator, ranks, state)
+    except RuntimeError as error:
+        if not _of_memory(error):
+            raise
+        if ranks.count > 1:  # the others may have updated, and do not ask again until the next step
+            raise InputError(
+                f"process {ranks.rank} of {ranks.count} has no memory left to update the adapter in step "
+                f"{progress.step + 1}",
+                hint="free its device, then --resume; or train anew with a lower --batch-size or --rank",
+            ) from error
+        raise _OutOfMemory from error
+    return total if updated else None
+
+
+def _update(config: TrainConfig, accelerator: Accelerator, ranks: Ranks, state: State) -> bool:
+    """Change the adapter by all processes' gradients; nothing, and False, where those are no numbers."""
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     ranks.average_gradients(parameters)
     norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
     # In fp16 the scaler looks for such gradients itself, and needs to see them to lower its scale.
     if accelerator.scaler is None and norm is not None and not math.isfinite(float(norm)):
-        return None
+        return False
     state.optimizer.step()
-    return total
+    return True
 
 
 def _gradients(
@@ -140,7 +158,7 @@ def _gradients(
                 break
             accelerator.backward(loss)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not _of_memory(error):
             raise
         return total, False
     return total, True
@@ -190,6 +208,10 @@ def _blame(task: Task, state: State, ranks: Ranks, indices: tuple[int, ...]) -> 
 
 class _OutOfMemory(Exception):
     """A step's part does not fit into the memory of some process; all hear of it, and nothing is updated."""
+
+
+def _of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _smaller(state: State, good: dict[str, Any]) -> Warned:

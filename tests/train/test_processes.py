@@ -24,7 +24,7 @@ from hubctl.settings import child_environment, export
 from tests.cli import run_cli
 from tests.e2e.server import descendants, wait_until_gone
 from tests.train.conftest import Trained, run
-from tests.train.test_resume import spoilt_by, steps_with
+from tests.train.test_resume import as_it_is, one_update_without_memory, spoilt_by, steps_with
 from train.config import TrainConfig
 from train.events import Event, Preparing, Started, StepDone, Warned
 from train.plan import batches, learning_rate_factor, rank_seed
@@ -217,7 +217,7 @@ def test_each_process_wants_a_gpu_of_its_own(together: Trained, tmp_path: Path) 
 
 
 def _both_go_on(rank: int, port: int, config: TrainConfig, pipe: Connection) -> None:
-    """A rank whose trainings are spoilt by an image, and by a memory that one process is short of."""
+    """A rank whose trainings are spoilt by an image, and by memory that one process is short of."""
     export(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     export(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR")
 
@@ -231,6 +231,11 @@ def _both_go_on(rank: int, port: int, config: TrainConfig, pipe: Connection) -> 
         trained: list[torch.Tensor] = []
         events = [*steps_with(dataclasses.replace(config, batch_size=batch_size), loss, trained)]
         pipe.send((events, [value.numpy() for value in trained]))
+    if rank == 0:
+        list(steps_with(config, as_it_is))  # ends with the other
+    with one_update_without_memory(), pytest.raises(InputError) as caught:
+        list(steps_with(config, as_it_is))
+    pipe.send(caught.value.message)
 
 
 def test_a_step_that_is_wrong_in_one_process_is_treated_alike_in_all(style: Trained) -> None:
@@ -254,6 +259,8 @@ def test_a_step_that_is_wrong_in_one_process_is_treated_alike_in_all(style: Trai
             else:
                 assert one == other
         check(events)
+    # Nobody could bring the others back to the step before.
+    assert pipes[1].recv() == "process 1 of 2 has no memory left to update the adapter in step 1"
 
 
 def _skipped(events: list[Event]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from hubctl.errors import InputError, IntegrityError, NotFoundError
 from tests.train.conftest import Trained, run
@@ -180,6 +182,29 @@ def test_what_is_bad_for_good_goes_back_and_then_gives_up(style: Trained) -> Non
     assert "0.125 of the rate" in back[-1]
 
 
+def as_it_is(
+    task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator
+) -> torch.Tensor:
+    """The task's own loss."""
+    return task.loss(module, indices, generator)
+
+
+@contextmanager
+def one_update_without_memory() -> Iterator[None]:
+    """The next step of any optimizer finds no memory."""
+    waiting = [torch.OutOfMemoryError("out of memory")]
+
+    def fail(*_: object) -> None:
+        if waiting:
+            raise waiting.pop()
+
+    hook = register_optimizer_step_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def test_what_does_not_fit_into_memory_is_cut_smaller(style: Trained) -> None:
     def one_at_once(
         task: TextToImage, module: Any, indices: Sequence[int], generator: torch.Generator
@@ -205,6 +230,11 @@ def test_what_does_not_fit_into_memory_is_cut_smaller(style: Trained) -> None:
         [*steps_with(config, none)]
     with pytest.raises(RuntimeError, match="something else"):
         [*steps_with(config, wrong)]
+    with one_update_without_memory():
+        events = [*steps_with(config, as_it_is)]
+    (message,) = [event.message for event in events if isinstance(event, Warned)]
+    assert message.startswith("out of memory with 4 images at once")
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
 
 
 def test_parts_of_a_step_come_to_the_same_as_the_whole(style: Trained) -> None:

@@ -20,6 +20,9 @@ T = TypeVar("T")
 POLL_S = 0.5
 AGAIN_S = (1, 2, 4, 8, 16)
 """Waits before each further try where the dashboard does not answer: half a minute in all."""
+CONNECT_S = 10
+ANSWER_S = 60
+"""Between a question, or a piece of a large folder, and the dashboard's next byte."""
 _NOT_UP = "No available agent"
 """Of Ray's answer to a job where the head has just started: nothing has been begun."""
 STOP_S = 60
@@ -34,6 +37,7 @@ def run_job(
     gpus: float,
     env: Mapping[str, str],
     again_s: Sequence[float] = AGAIN_S,
+    answer_s: float = ANSWER_S,
 ) -> Generator[str, None, None]:
     """Run `command` on the cluster in a copy of `folder`; yields its output's lines.
 
@@ -47,23 +51,30 @@ def run_job(
         env: Variables of the job; everyone who sees the dashboard sees them.
         again_s: How long to wait before each further try where a question about the job gets no answer, or
             where the cluster is not up yet.
+        answer_s: How long a dashboard that is there may be silent.
 
     Raises:
-        UnavailableError: nobody answers at the address; or no longer, and then the job goes on.
+        UnavailableError: nobody answers at the address in time; or no longer, and then the job goes on.
         AccessError: the cluster wants a token of its own.
         InputError: the cluster does not take the job, or it failed there.
     """
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """Ray's, which would wait for an answer for ever."""
+
+        def _do_request(self, method: str, endpoint: str, **how: Any) -> Any:
+            return super()._do_request(method, endpoint, timeout=(CONNECT_S, answer_s), **how)
+
     try:
-        client = JobSubmissionClient(address)
+        client = Client(address)
     except AuthenticationError as error:
         raise AccessError(
             f"the Ray cluster at {address} wants a token",
             hint="export RAY_AUTH_TOKEN=...; see its administrator",
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UnavailableError(
             f"no Ray dashboard at {address}: {error}", hint="give the head's, e.g. --cluster http://HEAD:8265"
         ) from error
@@ -79,6 +90,11 @@ def run_job(
             again_s,
             lambda error: _NOT_UP in str(error),
         )
+    except OSError as error:
+        raise UnavailableError(
+            f"the Ray dashboard at {address} does not say whether it takes the job: {error}",
+            hint=f"ray job list --address {address}, before you try again",
+        ) from error
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the cluster does not take the job: {error}", hint="look at its dashboard"

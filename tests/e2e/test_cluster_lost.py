@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ class Dashboard(ThreadingHTTPServer):
         self.silent_for = silent_for
         self.refusals: list[str] = []
         """What it says to the next jobs instead of taking them."""
+        self.deaf_to_jobs = False
         self.asked: list[str] = []
         self.answers = {
             "/api/version": {"version": "4", "ray_version": "2.60.0", "ray_commit": ""},
@@ -53,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.asked.append(self.path)
+        if self.path == JOBS and self.server.deaf_to_jobs:
+            return
         if self.path == JOBS and self.server.refusals:
             self._send(500, self.server.refusals.pop().encode())
         else:
@@ -120,3 +124,20 @@ def test_another_refusal_is_told_at_once(dashboard: Dashboard, tmp_path: Path) -
     with pytest.raises(InputError, match=r"does not take the job: .*no such runtime environment"):
         next(job(dashboard, tmp_path))
     assert dashboard.asked.count(JOBS) == 1
+
+
+@pytest.mark.parametrize("dashboard", [0], indirect=True)
+def test_a_job_without_an_answer_is_not_sent_twice(dashboard: Dashboard, tmp_path: Path) -> None:
+    dashboard.deaf_to_jobs = True
+    with pytest.raises(UnavailableError, match="does not say whether it takes the job") as lost:
+        next(job(dashboard, tmp_path))
+    assert lost.value.hint == f"ray job list --address {dashboard.address}, before you try again"
+    assert dashboard.asked.count(JOBS) == 1
+
+
+def test_a_dashboard_that_never_answers_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        lines = run_job(address, "true", folder=tmp_path, gpus=0, env={}, answer_s=0.1)
+        with pytest.raises(UnavailableError, match=f"no Ray dashboard at {address}: .*timed out"):
+            next(lines)

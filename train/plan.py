@@ -45,6 +45,8 @@ times as high (https://huggingface.co/blog/lora)."""
 TEXT_ENCODER_PART = 0.5
 """Of the denoiser's rate, for the text encoder, which spoils sooner."""
 
+WATCH_APART = 5
+"""Steps between two looks at least: one takes as long as several steps of a large base."""
 
 TOKEN_RATE = 5e-4
 """Of new tokens, whatever the denoiser's is: as in diffusers' script for textual inversion."""
@@ -81,8 +83,8 @@ class Plan:
 
     @property
     def watch_every(self) -> int:
-        """Steps between two looks at the held-out images: twenty in all."""
-        return math.ceil(self.steps / 20)
+        """Steps between two looks at the held-out images: twenty in all, of a short training fewer."""
+        return max(WATCH_APART, math.ceil(self.steps / 20))
 
     @property
     def token_steps(self) -> int:

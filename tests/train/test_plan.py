@@ -122,6 +122,11 @@ def test_a_large_base_takes_a_lower_rate_than_a_tiny_one(task: str) -> None:
     assert plan(task=task, native_px=512).learning_rate < plan(task=task, native_px=64).learning_rate
 
 
+@pytest.mark.parametrize(("steps", "every"), [(4, 5), (60, 5), (100, 5), (200, 10), (1500, 75)])
+def test_looks_are_twenty_but_never_every_step(steps: int, every: int) -> None:
+    assert plan(steps=steps).watch_every == every
+
+
 def test_what_the_user_says_stands() -> None:
     made = plan(steps=7, batch_size=3, learning_rate=0.5, resolution=32, rank=8, alpha=2.0, sample_every=5)
     assert made == Plan(

@@ -142,9 +142,12 @@ def _open(hub: Hub, repo_id: str, private: bool) -> tuple[RepoInfo, bool]:
     try:
         before = hub.repo_info(AdapterRef(repo_id))
     except NotFoundError:
-        with translated(repo_id, hub):
-            hub.api().create_repo(repo_id, private=private)
-        created = True
+        try:
+            with translated(repo_id, hub):
+                hub.api().create_repo(repo_id, private=private)
+            created = True
+        except ConflictError:
+            pass  # somebody else has just made it: whose commit comes first, decides
         before = hub.repo_info(AdapterRef(repo_id))
     if private and not before.private:
         raise ConflictError(f"{repo_id} exists already and is public", hint="choose another --repo")

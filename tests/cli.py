@@ -32,7 +32,8 @@ _HEAVY = (
     *_LIGHT, "train.run", "train.loop", "train.evaluation.run",
     "train.tasks.text_to_image", "train.tasks.dreambooth", "train.tasks.segmentation",
 )  # fmt: skip
-_COMPUTE = frozenset({"train", "eval", "reproduce", "convert", "merge", "resize"})
+_COMPUTE = frozenset({"train", "eval", "reproduce"})
+"""Commands that need torch, and fork from where it is imported; to others its memory would be a burden."""
 
 
 @dataclass(frozen=True, slots=True)

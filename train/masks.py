@@ -171,7 +171,7 @@ def _blank_splits(folder: Path, pairs: Pairs, found: Mapping[Path, Collection[in
     faults: Faults = []
     for purpose, items in (("train on", pairs.train), ("judge by", pairs.test)):
         blank = [item.mask for item in items if not found.get(item.mask, True)]
-        if len(blank) < len(items) or (not items and items is pairs.test):
+        if not items or len(blank) < len(items):
             continue
         named = ", ".join(mask.relative_to(folder).as_posix() for mask in blank[:3])
         more = f" and {len(blank) - 3} more" if len(blank) > 3 else ""

@@ -21,7 +21,7 @@ from typing import Any
 from hubctl.settings import child_environment
 from tests.forks import STREAMS, Forks
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 PR_CAPBSET_DROP = 24
 CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets root pass by the modes of files
 _READ_LATE = ("HUBCTL_", "PYTEST_", "NO_COLOR", "COLUMNS", "LINES", "TERM")

@@ -83,7 +83,7 @@ def draw_losses(losses: Sequence[float], path: Path) -> None:
     axes.plot(steps, losses, color="#c8d2e0", linewidth=0.8, label="each step")
     axes.plot(steps, smooth([*losses], _SMOOTHED_STEPS), color="#1f4e8c", label=f"mean of {_SMOOTHED_STEPS}")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")  # to look for the best place takes long where steps are many
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
@@ -103,7 +103,7 @@ def draw_overfit(looks: Sequence[Look], path: Path) -> None:
     axes.fill_between(steps, seen, unseen, color="#c0392b", alpha=0.1, label="gap")
     axes.axvline(looks[best_look(looks)].step, color="#555555", linestyle=":", label="kept")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

@@ -96,7 +96,7 @@ def draw_ratios(report: Report, path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_title(f"{report.settings.shape}: {report.settings.jobs} requests at once ({report.machine})")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 

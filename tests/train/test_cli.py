@@ -16,13 +16,6 @@ from tests.train.conftest import Trained
 from train.config import TrainConfig
 
 
-def hubctl(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hubctl", *map(str, arguments)],
-        text=True, capture_output=True, check=False, env=environment(home),
-    )  # fmt: skip
-
-
 def environment(home: Path) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HUBCTL_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
@@ -60,7 +53,10 @@ def test_a_training_as_json_lines_and_a_taken_folder(
         "train", "text-to-image", "--base", diffusion_base, "--data", captioned, "--output", tmp_path / "out",
         "--steps", 2, "--batch-size", 2, "--rank", 2, "--sample-every", 0, "--json",
     )  # fmt: skip
-    done = hubctl(*arguments, home=tmp_path / "home")
+    done = subprocess.run(
+        [sys.executable, "-m", "hubctl", *map(str, arguments)],
+        text=True, capture_output=True, check=False, env=environment(tmp_path / "home"),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events if event["event"] != "preparing"] == [
@@ -70,9 +66,9 @@ def test_a_training_as_json_lines_and_a_taken_folder(
     assert events[-1]["path"] == str(tmp_path / "out")
     # Libraries keep quiet: nothing stands between the lines of a program that reads both streams.
     assert done.stderr == ""
-    again = hubctl(*arguments, home=tmp_path / "home")
-    assert again.returncode == 7
-    assert json.loads(again.stderr)["error"]["type"] == "ConflictError"
+    again = run_cli(*map(str, arguments))
+    assert again.code == 7
+    assert json.loads(again.err)["error"]["type"] == "ConflictError"
 
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -80,7 +76,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 def sixty_steps(config: TrainConfig) -> list[str]:
     return [
-        sys.executable, "-m", "hubctl", "train", "text-to-image", "--base", str(config.base),
+        "train", "text-to-image", "--base", str(config.base),
         "--data", str(config.data), "--steps", "60", "--lr", "0.001", "--batch-size", "4", "--rank", "4",
         "--sample-every", "0", "--checkpoint-every", "5",
     ]  # fmt: skip
@@ -89,18 +85,15 @@ def sixty_steps(config: TrainConfig) -> list[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, style: Trained) -> bytes:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = subprocess.run(
-        [*sixty_steps(style.config), "--output", str(folder / "out")],
-        text=True, capture_output=True, check=False, env=environment(folder),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_cli(*sixty_steps(style.config), "--output", folder / "out")
+    assert done.code == 0, done.err
     return (folder / "out" / WEIGHTS).read_bytes()
 
 
 def stopped(command: list[str], step: int, how: signal.Signals, home: Path) -> tuple[int, list[Any]]:
     """Start a training, send it the signal when it has done the step: its exit code, and all that it says."""
     with subprocess.Popen(
-        [*command, "--json"],
+        [sys.executable, "-m", "hubctl", *command, "--json"],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home),
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -126,14 +119,12 @@ def test_a_training_that_is_stopped_time_and_again_comes_to_the_same_bytes(
     code, said = stopped([*command, "--resume"], 23, signal.SIGKILL, tmp_path)
     assert code == -signal.SIGKILL
     assert not output.exists()
-    refused = subprocess.run(command, text=True, capture_output=True, check=False, env=environment(tmp_path))
-    assert refused.returncode == 7
-    assert "--resume" in refused.stderr
-    done = subprocess.run(
-        [*command, "--resume"], text=True, capture_output=True, check=False, env=environment(tmp_path)
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr
+    refused = run_cli(*command)
+    assert refused.code == 7
+    assert "--resume" in refused.err
+    done = run_cli(*command, "--resume")
+    assert done.code == 0, done.err
+    assert "going on after step" in done.err
     assert (output / WEIGHTS).read_bytes() == uninterrupted
     assert [path.name for path in output.parent.iterdir()] == ["out"]
 
@@ -144,7 +135,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_left(
 ) -> None:
     """The system's limit on a file's size stands for the disk: checkpoint, then weights, do not fit."""
     command = [*sixty_steps(style.config), "--steps", "2", "--checkpoint-every", checkpoints]
-    line = shlex.join([*command, "--output", str(tmp_path / "out")])
+    line = shlex.join([sys.executable, "-m", "hubctl", *command, "--output", str(tmp_path / "out")])
     done = subprocess.run(
         ["bash", "-c", f"ulimit -f {limit_kb}; exec {line}"],
         text=True, capture_output=True, check=False, env=environment(tmp_path / "home"),

@@ -20,7 +20,7 @@ from tests.cli import run_cli
 if TYPE_CHECKING:
     from tests.registry_server import RegistryServer
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 def type_in(*words: str | Path, asked: str = "", answer: str = "", columns: int = 100) -> tuple[int, str]:

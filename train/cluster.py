@@ -18,8 +18,8 @@ _TALKATIVE = (
 )
 T = TypeVar("T")
 POLL_S = 0.5
-AGAIN_S = (1, 2, 4, 8, 16)
-"""Waits before each further try where the dashboard does not answer: half a minute in all."""
+AGAIN_S = (1, 2, 4, 8, 16, 30, 30)
+"""Waits before each further try where the dashboard does not answer; a busy head takes that long to start."""
 CONNECT_S = 10
 ANSWER_S = 60
 """Between a question, or a piece of a large folder, and the dashboard's next byte."""

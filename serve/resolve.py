@@ -67,7 +67,7 @@ class ServedBase:
     family: str
     task: str
 
-    def is_called(self, text: str) -> bool:
+    def is_called(self, text: str | None) -> bool:
         """Whether `text` means this base."""
         return text in (self.name, self.id, *self.aliases)
 
@@ -165,7 +165,7 @@ def choose(
         own = _base_of(bases, facts)
         if base is None:
             base = own
-        elif own != base:
+        elif not base.is_called(facts.base_model):  # two bases may be one model, in 8 bits and in 16
             raise AdapterMismatchError(
                 f"adapter {facts.pinned.repo_id} was trained for {own.id}, this request runs on {base.id}",
                 hint=f"leave `model` out, or use adapters for {base.id} only",

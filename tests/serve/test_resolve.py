@@ -22,6 +22,7 @@ from tests.serve.local import Facts, Shelf, facts
 
 T2I, SEG = "text-to-image", "image-segmentation"
 TINY = ServedBase(name="tiny", id="acme/tiny", aliases=("mirror/tiny",), family="sd1", task=T2I)
+TINY_INT8 = ServedBase(name="tiny-int8", id="acme/tiny", family="sd1", task=T2I)
 BIG = ServedBase(name="big", id="acme/big", family="sdxl", task=T2I)
 PETS = ServedBase(name="pets", id="acme/pets", family="segformer", task=SEG)
 INK, WASH = facts("alice/ink"), facts("bob/wash")
@@ -41,6 +42,7 @@ def test_base_is_found_by_name_id_and_alias(text: str) -> None:
         pytest.param([BIG, TINY], T2I, None, [INK], TINY, id="the adapter's own base"),
         pytest.param([BIG, TINY], T2I, TINY, [INK, WASH], TINY, id="both agree"),
         pytest.param([BIG, TINY], T2I, None, [facts("a/b", "mirror/tiny")], TINY, id="card names an alias"),
+        pytest.param([TINY, TINY_INT8], T2I, TINY_INT8, [INK], TINY_INT8, id="the second of one model"),
     ],
 )
 def test_choice(

@@ -119,7 +119,7 @@ class ServeConfig:
     """The only adapters that may be served, each at its commit; what `hubctl serve --locked` reads."""
 
     def __post_init__(self) -> None:
-        """Refuse configurations without bases, with two of one name, or with impossible numbers."""
+        """Refuse configurations without bases, with a name that means two, or with impossible numbers."""
         if not self.bases:
             raise InputError("no base model to serve", hint="hubctl serve --base emoji-64", param="bases")
         names = [base.name for base in self.bases]
@@ -127,6 +127,14 @@ class ServeConfig:
             raise InputError(
                 f"two bases are called '{twice}'", hint="give each [[bases]] its own `name`", param="bases"
             )
+        for base in self.bases:
+            others = {other.name for other in self.bases if other.ref != base.ref}
+            if taken := next((alias for alias in base.aliases if alias in others), None):
+                raise InputError(
+                    f"base '{base.name}' has the alias '{taken}', which is another base's name",
+                    hint="a request for it could mean either: leave the alias out",
+                    param="bases",
+                )
         if not 0 <= self.port <= 65535:
             raise InputError(f"port {self.port} is not between 0 and 65535", param="port")
         _positive(self, "server", "ingress_replicas")

@@ -89,6 +89,7 @@ def test_a_replica_takes_what_its_engine_can_hold_and_refuse() -> None:
         ('prot = 1\n[[bases]]\nref = "a"', "unknown setting 'prot'"),
         ('[[bases]]\nref = "a"\n[bases.engine]\nrows = 1', "unknown setting 'rows'"),
         ('[[bases]]\nref = "a"\n[[bases]]\nref = "b/a"', "two bases are called 'a'"),
+        ('[[bases]]\nref = "a"\n[[bases]]\nref = "b"\naliases = ["a"]', "which is another base's name"),
         ('[[bases]]\nref = "a"\nmin_replicas = 2', "2 to 1 replicas is no range"),
         ('[[bases]]\nref = "a"\nmax_replicas = 0', "is no range"),
         ('[[bases]]\nref = "a"\nmax_ongoing_requests = 0', "max_ongoing_requests is 0"),
@@ -105,6 +106,12 @@ def test_refusals(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(InputError) as caught:
         load_config(tmp_path / "serve.toml")
     assert words in caught.value.message
+
+
+def test_one_model_is_served_twice_under_two_names() -> None:
+    """`aliases` as `serve.preflight` adds them: the folder, as it was typed."""
+    twice = [BaseConfig(ref="/models/a", name=name, aliases=("a",)) for name in ("a", "a-int8")]
+    assert ServeConfig(bases=tuple(twice))
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def test_a_replica_takes_what_its_engine_can_hold_and_refuse() -> None:
         ('[[bases]]\nref = "a"\n[bases.engine]\nrows = 1', "unknown setting 'rows'"),
         ('[[bases]]\nref = "a"\n[[bases]]\nref = "b/a"', "two bases are called 'a'"),
         ('[[bases]]\nref = "a"\n[[bases]]\nref = "b"\naliases = ["a"]', "which is another base's name"),
+        ('[limits]\ntimeout_s = inf\n[[bases]]\nref = "a"', "timeout_s is inf"),
+        ('[[bases]]\nref = "a"\nnum_cpus = nan', "num_cpus is nan"),
         ('[[bases]]\nref = "a"\nmin_replicas = 2', "2 to 1 replicas is no range"),
         ('[[bases]]\nref = "a"\nmax_replicas = 0', "is no range"),
         ('[[bases]]\nref = "a"\nmax_ongoing_requests = 0', "max_ongoing_requests is 0"),

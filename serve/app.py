@@ -35,6 +35,7 @@ from serve.config import BaseConfig, ServeConfig, config_from_args, share_cpus, 
 from serve.encodable import encodable_error
 from serve.engine.requests import EngineInfo, ImageRequest, ImageResult, SegmentRequest, SegmentResult
 from serve.resolve import hidden
+from serve.startup import hints_in_tracebacks, start_fault
 
 R = TypeVar("R")
 
@@ -67,10 +68,11 @@ class EngineReplica:
                     check_files(path, locked.adapters[pinned.repo_id], pinned.repo_id)
                 return path
 
-        model = locate_base(base.ref, fetch=partial(fetch_base, hub, locked))
-        if model.path.is_relative_to(cache):
-            self._lease = lease(model.path)  # adapters come and go, and must not push it out of the cache
-        self._engine = open_engine(model, base.engine, fetch)
+        with hints_in_tracebacks():
+            model = locate_base(base.ref, fetch=partial(fetch_base, hub, locked))
+            if model.path.is_relative_to(cache):
+                self._lease = lease(model.path)  # adapters come and go, and must not push it out of the cache
+            self._engine = open_engine(model, base.engine, fetch)
         self._threads = ThreadPoolExecutor(base.ongoing_requests, thread_name_prefix="request")
 
     async def generate(self, request: ImageRequest) -> ImageResult:
@@ -212,6 +214,7 @@ def run(config: ServeConfig, *, ready: Callable[[str], None]) -> None:
 
     Raises:
         UnavailableError: there is no Ray cluster at `config.ray_address`.
+        HubctlError: what an engine raised, if none of its replicas could start.
     """
     local = config.ray_address is None
     serving = False
@@ -229,7 +232,10 @@ def run(config: ServeConfig, *, ready: Callable[[str], None]) -> None:
             http_options={"host": config.host, "port": config.port},
             logging_config=quiet,
         )
-        ray_serve.run(application(config), name=APP_NAME, route_prefix="/", logging_config=quiet)
+        try:
+            ray_serve.run(application(config), name=APP_NAME, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:
+            raise _start_error() or error from error
         serving = True
         ready(f"http://{_in_url(config.host)}:{config.port}")
         threading.Event().wait()
@@ -241,6 +247,15 @@ def run(config: ServeConfig, *, ready: Callable[[str], None]) -> None:
         if ray.is_initialized() and not local:
             ray_serve.delete(APP_NAME)
         ray.shutdown()
+
+
+def _start_error() -> Exception | None:
+    """What the engines that failed to start say: Ray's own error names them and nothing else."""
+    deployments = ray_serve.status().applications[APP_NAME].deployments.items()
+    failed = [(name, found.message) for name, found in deployments if found.status == "DEPLOY_FAILED"]
+    if not failed:
+        return None
+    return start_fault(failed) or RuntimeError("\n".join(text for _, text in failed))
 
 
 def _start_ray(config: ServeConfig) -> None:

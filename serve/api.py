@@ -315,5 +315,8 @@ async def _http(request: Request, error: Exception) -> Response:
     fault = schema.Fault(
         error.status_code, "invalid_request_error", code.get(error.status_code, "bad_request")
     )
-    body = schema.error_body(str(error.detail), fault, request_id_of(request.scope))
+    message, hint = str(error.detail), None
+    if fault.code == "route_not_found":
+        message, hint = f"no route {request.url.path[:80]}", "GET /openapi.json lists them all"
+    body = schema.error_body(message, fault, request_id_of(request.scope), hint=hint)
     return JSONResponse(body, error.status_code, error.headers)

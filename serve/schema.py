@@ -357,6 +357,12 @@ def validation_fault(problems: Sequence[Any]) -> InputError:
         return InputError(
             f"field '{param}' is missing" if param else "the body is missing", param=param or None
         )
+    if kind in ("model_type", "model_attributes_type"):
+        return InputError(
+            f"{param or 'the body'} is not a JSON object",
+            hint=None if param else "send one, with the header Content-Type: application/json",
+            param=param or None,
+        )
     message = str(first["msg"]).removeprefix("Value error, ")
     return InputError(f"{param}: {message}" if param else message, param=param or None)
 

@@ -147,11 +147,24 @@ def test_refusals(site: Site, fields: dict[str, Any], status: int, param: str | 
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [(b"{", "not valid JSON"), (b"", "body is missing"), (b"[]", "dictionary"), (b'"x"', "dictionary")],
+    [
+        (b"{", "not valid JSON"),
+        (b"", "body is missing"),
+        (b"[]", "the body is not a JSON object"),
+        (b'"x"', "the body is not a JSON object"),
+        (b'{"prompt": "x", "loras": ["a/b"]}', "loras.0 is not a JSON object"),
+    ],
 )
 def test_bodies_that_are_no_objects(site: Site, body: bytes, words: str) -> None:
     response = site.client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})
     assert words in fault(response, 400)["message"]
+
+
+def test_a_body_without_its_content_type_is_told_the_header(site: Site) -> None:
+    """What `curl -d` sends by itself."""
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    error = fault(site.client.post(GENERATIONS, content=b'{"prompt": "x"}', headers=form), 400)
+    assert "Content-Type: application/json" in error["hint"]
 
 
 def test_halves_of_characters_are_refused_by_the_field(site: Site) -> None:
@@ -283,7 +296,9 @@ def test_request_ids_are_kept_when_sane(site: Site) -> None:
 def test_wrong_routes_are_openai_shaped_too(
     site: Site, method: str, path: str, status: int, code: str
 ) -> None:
-    assert fault(site.client.request(method, path), status)["code"] == code
+    error = fault(site.client.request(method, path), status)
+    assert error["code"] == code
+    assert (path in error["message"]) is (status == 404)
 
 
 # -- segmentations -------------------------------------------------------------------------------------------

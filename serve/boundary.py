@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import prometheus_client as prometheus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,7 +88,7 @@ class Boundary:
         asked = Headers(scope=scope).get(HEADER, "")
         request_id = scope[_SCOPE_KEY] = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
         started_s = time.monotonic()
-        status = 0
+        status, left = 0, False
 
         async def tracked(message: Message) -> None:
             nonlocal status
@@ -97,9 +98,17 @@ class Boundary:
                     MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
+        async def watched() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left or message["type"] == "http.disconnect"
+            return message
+
         try:
             try:
-                await self._app(scope, self._capped(receive), tracked)
+                await self._app(scope, self._capped(watched), tracked)
+            except ClientDisconnect:  # in the middle of its body: nobody is there to be told
+                pass
             except Exception as error:
                 if status:  # the answer is on its way: nothing can be added to it
                     raise
@@ -108,6 +117,7 @@ class Boundary:
             status = CLIENT_GONE
             raise
         finally:
+            status = CLIENT_GONE if left else status
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.seconds.labels(route).observe(time.monotonic() - started_s)

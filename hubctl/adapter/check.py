@@ -94,7 +94,7 @@ def check_fit(
         made_for = (m.b_shape[0], *m.a_shape[1:])
         if weight != (made_for[::-1] if m.embedding else made_for):
             problems.append(f"'{where}' is {_x(weight)} in the base, the adapter was made for {_x(made_for)}")
-    head_total, head_problems = _check_heads(tuple(heads), base.get("model", {}))
+    head_total, head_problems = _check_heads(tuple(heads), base.get("model"))
     total, problems = total + head_total, problems + head_problems
     if tokens:
         token_total, token_problems = _check_tokens(tokens.widths, base)
@@ -105,10 +105,15 @@ def check_fit(
     return Fit(matched, total, tuple(problems), family_of(_places(modules)), family_of(_base_places(base)))
 
 
-def _check_heads(heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]]) -> tuple[int, list[str]]:
+def _check_heads(
+    heads: tuple[_Head, ...], known: Mapping[str, tuple[int, ...]] | None
+) -> tuple[int, list[str]]:
     """How many tensors the heads have or should have, and what is wrong with them."""
     if not heads:
         return 0, []
+    if known is None:
+        replaced = [f"it replaces '{h.name}' whole, which goes with segmentation bases alone" for h in heads]
+        return len(heads), replaced
     problems: list[str] = []
     changed: dict[tuple[str, str], set[tuple[int, int]]] = {}  # (head, layer) → its widths, old and new
     for h in heads:

@@ -144,8 +144,6 @@ class Core:
         size, limit = layout.weights_file.stat().st_size, self.config.max_adapter_bytes
         if size > limit:
             raise AdapterError(f"it has {size:,} bytes (this server takes {limit:,})")
-        if layout.heads and not self._read_heads:
-            raise AdapterError("it replaces whole modules, which this kind of base cannot mix")
         rows = read_rows(layout, self.pool, limit)
         heads, labels = self._read_heads(layout, folder) if self._read_heads else ({}, None)
         layers = frozenset(slot.index for slot in rows.slots)

@@ -110,6 +110,12 @@ def test_heads_that_do_not_fit(heads: list[Head], problem: str) -> None:
     assert any(problem in p for p in fit.problems)
 
 
+def test_a_base_that_makes_images_takes_no_whole_modules() -> None:
+    fit = check_fit([LINEAR], [Head("conv.weight", (8, 4, 3, 3), "conv")], {"unet": BASE["unet"]})
+    assert (fit.matched, fit.total) == (1, 2)
+    assert "replaces 'conv.weight' whole" in fit.problems[0]
+
+
 def with_auxiliary(classes: int) -> list[Head]:
     return [Head("auxiliary_head.classifier.weight", (classes, 8, 1, 1), "auxiliary_head")]
 

@@ -152,6 +152,8 @@ class Server:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https") or not _SENT.fullmatch(parts.path + parts.query):
             raise InputError(f"'{self.url}' is not a server's URL", hint="for example http://127.0.0.1:8000")
+        if "@" in parts.netloc:  # not quoted: it holds a password
+            raise InputError("--server holds a user or a password, which is not sent", hint="leave it out")
         return host, port
 
     def _foreign(self) -> UnavailableError:

@@ -125,6 +125,12 @@ def test_what_is_no_url_is_not_asked(url: str) -> None:
         Server(url).models()
 
 
+def test_a_password_in_the_url_is_neither_asked_with_nor_shown() -> None:
+    with pytest.raises(InputError, match="user or a password") as caught:
+        Server("http://alice:s3cret@127.0.0.1:1").models()
+    assert "s3cret" not in caught.value.message
+
+
 def test_models(url: str) -> None:
     assert [model["id"] for model in Server(url).models()][:2] == ["tiny", "tiny-seg"]
 

@@ -24,6 +24,8 @@ _QUALITY = 95  # of the lossy formats
 
 MAX_SIDE_PX = 1 << 15
 """Of an image sent in. A strip of few pixels can be longer: what resizes it would make a huge image of it."""
+_BAND_PIXELS = 1 << 18
+"""Painted at once: in floating point the whole of a large image would take forty times its labels."""
 OVERLAY_ALPHA = 0.55
 """How opaque a class's colour lies on the image."""
 UNPAINTED = frozenset({"background"})
@@ -115,9 +117,14 @@ def mask_of(labels: Pixels, label_id: int) -> Pixels:
 def overlay(image: Pixels, labels: Pixels, id2label: dict[int, str]) -> Pixels:
     """`image` (H x W x 3) with each class of `labels` (H x W) painted on it, background left alone."""
     colors = np.zeros((256, 3), dtype=np.float32)
-    alphas = np.zeros(256, dtype=np.float32)
+    alphas = np.zeros((256, 1), dtype=np.float32)
     for label_id, label in id2label.items():
         colors[label_id] = color_of(label_id)
         alphas[label_id] = 0.0 if label.lower() in UNPAINTED else OVERLAY_ALPHA
-    alpha = alphas[labels][..., None]
-    return np.rint(image * (1 - alpha) + colors[labels] * alpha).astype(np.uint8)
+    kept, paint = 1 - alphas, colors * alphas
+    painted = np.empty_like(image)
+    rows = max(1, _BAND_PIXELS // image.shape[1])
+    for top in range(0, len(image), rows):
+        band = slice(top, top + rows)
+        painted[band] = np.rint(image[band] * kept[labels[band]] + paint[labels[band]])
+    return painted

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -122,3 +123,18 @@ def test_mask_and_overlay() -> None:
     assert painted[0, 0].tolist() == [100, 100, 100]
     assert painted[0, 1].tolist() == [round(100 * 0.45 + 128 * 0.55), 45, 45]
     assert painted[1, 1].tolist() == [45, round(100 * 0.45 + 128 * 0.55), 45]
+
+
+def test_an_overlay_of_a_large_image_is_painted_in_bands() -> None:
+    """The same as all at once, without all of it in floating point."""
+    random = np.random.default_rng(0)
+    picture = random.integers(0, 256, (1500, 1000, 3), dtype=np.uint8)
+    labels = random.integers(0, 3, (1500, 1000), dtype=np.uint8)
+    tracemalloc.start()
+    painted = images.overlay(picture, labels, {0: "background", 1: "pet", 2: "border"})
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < picture.nbytes + 16 * labels.size
+    alpha = np.where(labels == 0, 0, np.float32(images.OVERLAY_ALPHA))[..., None]
+    colors = np.array([images.color_of(i) for i in range(3)], np.float32)[labels]
+    assert (painted == np.rint(picture * (1 - alpha) + colors * alpha)).all()

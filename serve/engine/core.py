@@ -182,3 +182,13 @@ def pick_device(config: EngineConfig, family: Family) -> tuple[torch.device, tor
     name = half if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, name)
     return device, dtype
+
+
+def refuse_absent(device: torch.device) -> None:
+    """Raise `InputError` for a device that this machine, or its torch, does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        raise InputError(
+            f"engine: there is no device '{device}' here", hint="give auto, or leave it out"
+        ) from error

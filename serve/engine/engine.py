@@ -29,8 +29,10 @@ def open_engine(base: BaseModel, config: EngineConfig, fetch: Fetch) -> Engine:
         from serve.engine.echo import EchoEngine
 
         return EchoEngine(base, config, fetch)
-    from serve.engine.core import pick_device
+    from serve.engine.core import pick_device, refuse_absent
 
+    device, _ = pick_device(config, base.family)
+    refuse_absent(device)
     engine: ImageEngine | SegmentEngine
     if base.family.task == "text-to-image":
         from serve.engine.generate import ImageEngine
@@ -41,6 +43,6 @@ def open_engine(base: BaseModel, config: EngineConfig, fetch: Fetch) -> Engine:
 
         engine = SegmentEngine(base, config, fetch)
     # On a CPU there is nothing to choose, and one image can take minutes.
-    if pick_device(config, base.family)[0].type == "cuda" or config.compile != "off":
+    if device.type == "cuda" or config.compile != "off":
         engine.warm_up()
     return engine

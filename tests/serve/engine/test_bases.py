@@ -13,9 +13,12 @@ from transformers import AutoModelForSemanticSegmentation
 
 from hubctl.base_models import locate_base
 from hubctl.errors import InputError
+from serve.engine.config import EngineConfig
+from serve.engine.engine import open_engine
 from serve.engine.generate import ImageEngine
 from serve.engine.requests import ImageRequest, SegmentRequest
 from serve.engine.segment import SegmentEngine
+from tests.adapters import write_base
 from tests.serve import reference, segmenters, tiny, tiny_pipelines
 from tests.serve.segmenters import SEGMENTERS
 
@@ -98,3 +101,9 @@ def test_classes_that_the_config_does_not_name_are_numbered(tmp_path: Path) -> N
         assert set(result.scores) <= set(result.id2label)
     finally:
         engine.close()
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_loads(tmp_path: Path) -> None:
+    base = locate_base(str(write_base(tmp_path / "base")))
+    with pytest.raises(InputError, match="no device 'cuda:99' here"):
+        open_engine(base, EngineConfig(device="cuda:99"), tiny.fetch)

@@ -127,7 +127,7 @@ def serve(
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; the base's own if left out.")
 @click.option("--guidance", type=float, help="Guidance scale; the base's own if left out.")
 @click.option("--seed", type=click.IntRange(0), help="Of the first image; chosen by the server if left out.")
-@click.option("--scheduler", help="For example ddim, euler, dpmsolver++.")
+@click.option("--scheduler", help="For example ddim, euler, dpm++_2m.")
 @click.option("--negative", metavar="PROMPT", help="What should not be in the picture.")
 @server_option
 @json_option

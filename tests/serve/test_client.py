@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,9 +18,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import hubctl.errors
+from hubctl.cli.serve import generate
 from hubctl.client import LoraChoice, Server, numbered
 from hubctl.errors import AccessError, HubctlError, InputError, OverloadedError, UnavailableError
 from serve.api import create_app
+from serve.engine.schedulers import SCHEDULERS
 from serve.schema import fault_body
 from tests.cli import run_cli
 from tests.serve.local import Shelf, facts, open_local, over_http
@@ -144,6 +147,13 @@ def test_generate_writes_a_file_and_prints_its_path(url: str, tmp_path: Path) ->
     assert opened(out).size == (64, 64)
     assert f"alice/ink@{'c' * 12} x 0.5, seed 4" in ran.err
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_schedulers_in_the_help_are_known() -> None:
+    (option,) = (one for one in generate.params if one.name == "scheduler")
+    assert isinstance(option, click.Option)
+    named = str(option.help).removeprefix("For example ").removesuffix(".").split(", ")
+    assert set(named) <= SCHEDULERS.keys()
 
 
 def test_generate_many_as_json(url: str, tmp_path: Path) -> None:

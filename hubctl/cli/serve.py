@@ -232,10 +232,11 @@ def segment(
     with output.progress(None, f"segmenting with {chosen or 'the base'}"):
         answer = client.segment(image, {"model": chosen, "output": "overlay"})
         parts = client.segment(image, {"model": chosen, "output": "masks"})["data"] if masks else []
+    if masks is not None:
+        _make_folder(masks)
     _write(out, image_bytes(answer["image"], client))
     paths = [str(out)]
     if masks is not None:
-        masks.mkdir(parents=True, exist_ok=True)
         for part in parts:
             path = masks / f"{part['id']}-{re.sub(r'[^A-Za-z0-9_-]+', '_', part['label'])}.png"
             _write(path, image_bytes(part["mask"], client))
@@ -270,6 +271,13 @@ def _image_format(path: Path) -> str:
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
     return kind
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -177,6 +177,13 @@ def test_segment_writes_overlay_and_masks(url: str, photo: Path, tmp_path: Path)
     assert (mask[:, 8:] == 255).all()
 
 
+def test_a_folder_for_masks_that_cannot_be_made_is_explained(url: str, photo: Path, tmp_path: Path) -> None:
+    ran = run_cli("segment", photo, "--adapter", "dave/pets", "--masks", photo / "masks", "--server", url)
+    assert (ran.code, ran.out) == (2, ""), ran.err
+    assert f"cannot make the folder {photo / 'masks'}" in ran.err
+    assert not list(tmp_path.glob("*overlay*"))
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

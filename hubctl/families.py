@@ -266,6 +266,7 @@ def detect_family(folder: Path) -> Family:
         )
     for family in FAMILIES:
         if set(found) & set(family.classes) and _same_width(family, folder):
+            _refuse_more_inputs(family, folder)
             return family
     known = sorted({name for family in FAMILIES for name in family.classes})
     raise InputError(
@@ -288,6 +289,20 @@ def _same_width(family: Family, folder: Path) -> bool:
         return True
     config = folder / family.denoiser / "config.json"
     return config.is_file() and _read_json(config).get("cross_attention_dim") == family.cross_attention_dim
+
+
+def _refuse_more_inputs(family: Family, folder: Path) -> None:
+    """U-Nets that also want a masked image or one to edit come in pipelines of classes that look alike."""
+    config = folder / family.denoiser / "config.json"
+    if family.denoiser != "unet" or not config.is_file():
+        return
+    values = _read_json(config)
+    inputs, outputs = values.get("in_channels", 4), values.get("out_channels", 4)
+    if inputs != outputs:
+        raise InputError(
+            f"the U-Net in {folder} takes {inputs} channels and gives {outputs}: it is for inpainting or editing",
+            hint="name an ordinary base: it inpaints too",
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Boundary:
         async def watched() -> Message:
             nonlocal left
             message = await receive()
-            left = left or message["type"] == "http.disconnect"
+            left = left or (message["type"] == "http.disconnect" and not status)  # every answer ends in one
             return message
 
         try:

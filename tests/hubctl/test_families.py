@@ -47,6 +47,10 @@ def test_detect(tmp_path: Path, files: dict[str, object], name: str) -> None:
             {"model_index.json": {"_class_name": "WanPipeline"}},
             "holds WanPipeline, which hubctl does not run",
         ),
+        (
+            {"model_index.json": SD, "unet/config.json": {"cross_attention_dim": 768, "in_channels": 9}},
+            "takes 9 channels and gives 4",
+        ),
         ({"config.json": {"architectures": ["BertModel"]}}, "holds BertModel"),
         ({"config.json": {}}, "an unnamed model"),
         ({"config.json": {"architectures": 5}}, "an unnamed model"),

@@ -19,7 +19,8 @@ CAPTIONS = ("text", "caption", "captions", "prompt", "description")
 MASKS = ("mask", "annotation", "label", "segmentation", "segmentation_mask", "labels")
 TESTS = ("test", "validation", "val")
 """Splits that judge, the first that is there."""
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+# MPO is what telephones write: a JPEG with more pictures behind it.
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,10 +45,11 @@ def write_dataset(
     """Write a downloaded dataset as images with captions, with masks, or alone; yields rows done, and all.
 
     Without `split` the training split and one to judge on become `output/train` and `output/test`. Columns
-    are found by their kinds and usual names unless they are given.
+    are found by their kinds and usual names unless they are given. Rows that lack one of these are left out.
 
     Raises:
-        DataError: it is no dataset, or a split or column is not there; those that are, are named.
+        DataError: it is no dataset; a split or column is not there, or holds something else; those that fit
+            are named. Or a picture is none that a training reads.
     """
     tables = _tables(source, split)
     total = sum(min(len(table), limit or len(table)) for table in tables.values())
@@ -66,7 +68,7 @@ def choose_columns(
     """The columns to use: those named, else by kind and usual name.
 
     Raises:
-        DataError: a named column is not there, or no column holds images.
+        DataError: a named column is not there or holds something else, or no column holds images.
     """
     from datasets import Image, Value
 
@@ -80,6 +82,11 @@ def choose_columns(
         for n, kind in features.items()
         if isinstance(kind, Value) and kind.dtype in ("string", "large_string")
     ]
+    named = ((image, images, "images"), (caption, texts, "texts"), (mask, images, "images"))
+    for name, fitting, what in named:
+        if name is not None and name not in fitting:
+            those = f"those with {what} are: {', '.join(fitting)}" if fitting else f"none holds {what}"
+            raise DataError(f"the column '{name}' holds no {what}", hint=those)
     mask = mask or next((name for name in MASKS if name in images), None)
     image = image or next((name for name in images if name != mask), None)
     if image is None:
@@ -100,7 +107,8 @@ def _tables(source: Path, split: str | None) -> dict[str, Any]:
         found: Any = load_dataset(str(source), cache_dir=str(source.parent / "read"))
     except (DataFilesNotFoundError, DatasetGenerationError, ValueError, FileNotFoundError) as error:
         raise DataError(
-            f"it cannot be read as a dataset: {error}", hint="look at its files on the registry"
+            f"it cannot be read as a dataset: {error}",
+            hint="look at its files on the registry; --include takes some of them",
         ) from error
     if split is not None:
         if split not in found:
@@ -125,17 +133,26 @@ def _write(table: Any, columns: Columns, folder: Path) -> Iterator[None]:
         (folder / "masks").mkdir()
     lines = []
     for number, row in enumerate(table):
+        if not _whole(row, columns):
+            continue
         data = _bytes(row[columns.image])
         path = images / f"{number:06}{_suffix(data, number)}"
         path.write_bytes(data)
         if columns.mask:
-            _write_mask(_bytes(row[columns.mask]), folder / "masks" / f"{number:06}.png")
+            _write_mask(_bytes(row[columns.mask]), folder / "masks" / f"{number:06}.png", number)
         if columns.caption:
             caption = row[columns.caption]
             lines.append(json.dumps({"file_name": path.name, "text": caption}, ensure_ascii=False))
         yield
     if lines:
         (folder / METADATA).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _whole(row: dict[str, Any], columns: Columns) -> bool:
+    """Whether the row has all that is written of it."""
+    caption = row[columns.caption] if columns.caption else "none is asked for"
+    pictures = (row[name] for name in (columns.image, columns.mask) if name)
+    return bool(caption and caption.strip()) and None not in pictures
 
 
 def _bytes(value: dict[str, Any]) -> bytes:
@@ -154,11 +171,17 @@ def _suffix(data: bytes, number: int) -> str:
         ) from error
 
 
-def _write_mask(data: bytes, path: Path) -> None:
+def _write_mask(data: bytes, path: Path, number: int) -> None:
     if data.startswith(b"\x89PNG"):
         path.write_bytes(data)
         return
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        image.save(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.save(path)
+    except OSError as error:  # no picture, or of a kind that PNG has no place for
+        raise DataError(
+            f"the mask in row {number} is no picture that can be a PNG",
+            hint="name another column: --mask-column",
+        ) from error

@@ -66,11 +66,19 @@ def pull(
         commit = download_dataset(connect(remote), AdapterRef.parse(dataset), source, include=include)
         chosen = {name.removesuffix("_column"): value for name, value in choice.items()}
         with out.progress(None, "writing images") as bar, new_folder(folder, overwrite=overwrite) as made:
-            done = 0
+            done = total = 0
             for done, total in write_dataset(source, made, **chosen):
                 bar.update(done, total=total)
-    answer = {"folder": str(folder), "dataset": dataset, "commit": commit, "images": done}
+    answer = {
+        "folder": str(folder),
+        "dataset": dataset,
+        "commit": commit,
+        "images": done,
+        "left_out": total - done,
+    }
     out.result(answer, text=f"{folder}: {done} images of {dataset} at {commit[:12]}", quiet="folder")
+    if total > done:
+        out.note(f"  left out: {total - done} rows that lack an image, a caption or a mask")
     out.note(f"  next: hubctl data check {folder}")
 
 

@@ -86,6 +86,34 @@ def test_masks_come_beside_their_images(tmp_path: Path, files: list[str]) -> Non
     assert [int(item.classes().argmax(0)[0]) for item in data.train] == [0, 1, 2]
 
 
+def test_rows_that_lack_something_are_left_out(tmp_path: Path, files: list[str]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    columns = {"image": [*files[:3], None], "text": ["a", None, " ", "d"]}
+    table(columns).to_parquet(source / "captions.parquet")
+    assert list(write_dataset(source, tmp_path / "captions")) == [(1, 4)]
+    assert [item.caption for item in read_captions(tmp_path / "captions").train] == ["a"]
+    masked = {"image": files[:2], "mask": [None, files[2]]}
+    (source / "captions.parquet").unlink()
+    table(masked, ("image", "mask")).to_parquet(source / "masks.parquet")
+    assert list(write_dataset(source, tmp_path / "masks")) == [(1, 2)]
+    assert [path.name for path in (tmp_path / "masks" / "images").iterdir()] == ["000001.png"]
+
+
+def test_pictures_of_telephones_are_jpegs_and_masks_that_png_cannot_hold_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    photo, mask = tmp_path / "photo.jpg", tmp_path / "mask.jpg"
+    tiny.picture(0).save(photo, "MPO", save_all=True, append_images=[tiny.picture(1)])
+    tiny.picture(2).convert("CMYK").save(mask)
+    table({"image": [str(photo)], "mask": [str(mask)]}, ("image", "mask")).to_parquet(source / "a.parquet")
+    with pytest.raises(DataError, match="the mask in row 0"):
+        list(write_dataset(source, tmp_path / "no"))
+    table({"image": [str(photo)]}).to_parquet(source / "a.parquet")
+    list(write_dataset(source, tmp_path / "out"))
+    assert (tmp_path / "out" / "000000.jpg").read_bytes() == photo.read_bytes()
+
+
 def test_a_split_alone_and_columns_by_name(tmp_path: Path, files: list[str]) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -109,6 +137,12 @@ def test_what_is_missing_is_said_with_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'text'") as caught:
         choose_columns(features, caption="text")
     assert "img, label, cap" in (caught.value.hint or "")
+    for wrong in ({"image": "cap"}, {"mask": "label"}):
+        with pytest.raises(DataError, match="holds no images") as caught:
+            choose_columns(features, **wrong)
+        assert caught.value.hint == "those with images are: img"
+    with pytest.raises(DataError, match="'label' holds no texts"):
+        choose_columns(features, caption="label")
     with pytest.raises(DataError, match="no column holds images"):
         choose_columns(datasets.Features({"a": datasets.Value("string")}))
     (tmp_path / "source").mkdir()

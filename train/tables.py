@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hubctl.errors import DataError
 from train.dataset import METADATA
 
-CAPTIONS = ("text", "caption", "captions", "prompt", "description")
+CAPTIONS = ("text", "caption", "captions", "prompt", "description", "txt")
 MASKS = ("mask", "annotation", "label", "segmentation", "segmentation_mask", "labels")
 TESTS = ("test", "validation", "val")
 """Splits that judge, the first that is there."""
@@ -57,7 +59,8 @@ def write_dataset(
     for name, table in tables.items():
         folder = output / name if len(tables) > 1 else output
         columns = choose_columns(table.features, image=image, caption=caption, mask=mask)
-        for _ in _write(table.select(range(min(len(table), limit or len(table)))), columns, folder):
+        rows = table.select(range(min(len(table), limit or len(table))))
+        for _ in _write(rows, columns, source, folder):
             done += 1
             yield done, total
 
@@ -126,7 +129,7 @@ def _tables(source: Path, split: str | None) -> dict[str, Any]:
     return chosen
 
 
-def _write(table: Any, columns: Columns, folder: Path) -> Iterator[None]:
+def _write(table: Any, columns: Columns, source: Path, folder: Path) -> Iterator[None]:
     images = folder / "images" if columns.mask else folder
     images.mkdir(parents=True, exist_ok=True)
     if columns.mask:
@@ -135,11 +138,12 @@ def _write(table: Any, columns: Columns, folder: Path) -> Iterator[None]:
     for number, row in enumerate(table):
         if not _whole(row, columns):
             continue
-        data = _bytes(row[columns.image])
+        data = _bytes(row[columns.image], source, number)
         path = images / f"{number:06}{_suffix(data, number)}"
         path.write_bytes(data)
         if columns.mask:
-            _write_mask(_bytes(row[columns.mask]), folder / "masks" / f"{number:06}.png", number)
+            mask = _bytes(row[columns.mask], source, number)
+            _write_mask(mask, folder / "masks" / f"{number:06}.png", number)
         if columns.caption:
             caption = row[columns.caption]
             lines.append(json.dumps({"file_name": path.name, "text": caption}, ensure_ascii=False))
@@ -155,8 +159,30 @@ def _whole(row: dict[str, Any], columns: Columns) -> bool:
     return bool(caption and caption.strip()) and None not in pictures
 
 
-def _bytes(value: dict[str, Any]) -> bytes:
-    return bytes(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).read_bytes()
+def _bytes(value: dict[str, Any], source: Path, number: int) -> bytes:
+    """A picture as it lies in the table, in a file beside it, or in an archive (`zip://a.png::train.zip`).
+
+    Raises:
+        DataError: the table names a file that did not come with it: it could be any one of this machine.
+    """
+    if value["bytes"] is not None:
+        return bytes(value["bytes"])
+    refusal = DataError(
+        f"row {number} names {value['path']!r}, which is no file of the dataset",
+        hint="look at its files on the registry; --image-column names another column",
+    )
+    *inside, name = value["path"].split("::")
+    try:
+        file = (source / name).resolve()
+        if not file.is_relative_to(source.parent.resolve()):
+            raise refusal
+        return _archive(file).read(inside[0].removeprefix("zip://")) if inside else file.read_bytes()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise refusal from error
+
+
+# Opened once: to list a large archive anew for each picture takes longer than to read them.
+_archive = lru_cache(maxsize=2)(zipfile.ZipFile)
 
 
 def _suffix(data: bytes, number: int) -> str:

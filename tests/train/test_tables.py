@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,16 @@ def files(tmp_path: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
+def embedded(file: str | None) -> dict[str, bytes] | None:
+    return None if file is None else {"bytes": Path(file).read_bytes()}
+
+
 def table(columns: dict[str, Any], images: tuple[str, ...] = ("image",)) -> Any:
-    made: Any = datasets.Dataset.from_dict(columns)
+    """A dataset with its pictures in it, given as files, as it is published."""
+    pictures = {
+        name: [file and {"bytes": Path(file).read_bytes()} for file in columns[name]] for name in images
+    }
+    made: Any = datasets.Dataset.from_dict(columns | pictures)
     for name in images:
         made = made.cast_column(name, datasets.Image())
     return made
@@ -98,6 +107,33 @@ def test_rows_that_lack_something_are_left_out(tmp_path: Path, files: list[str])
     table(masked, ("image", "mask")).to_parquet(source / "masks.parquet")
     assert list(write_dataset(source, tmp_path / "masks")) == [(1, 2)]
     assert [path.name for path in (tmp_path / "masks" / "images").iterdir()] == ["000001.png"]
+
+
+def test_files_beside_the_table_are_read_and_no_others_of_this_machine(
+    tmp_path: Path, files: list[str]
+) -> None:
+    source = tmp_path / "dataset" / "files"
+    source.mkdir(parents=True)
+    with zipfile.ZipFile(source / "train.zip", "w") as archive:
+        archive.write(files[0], "a.png")
+        archive.writestr("metadata.jsonl", '{"file_name": "a.png", "text": "a red apple"}\n')
+    list(write_dataset(source, tmp_path / "archived"))
+    (item,) = read_captions(tmp_path / "archived").train
+    assert (item.caption, item.path.read_bytes()) == ("a red apple", Path(files[0]).read_bytes())
+    (source / "train.zip").rename(source / "pictures")
+    kinds = "---\ndataset_info:\n  features:\n  - {name: image, dtype: image}\n---\n"
+    (source / "README.md").write_text(kinds)
+    for name in (
+        "pictures",
+        files[0],
+        f"file://{files[0]}::pictures",
+        "nowhere.png",
+        "a\0.png",
+        "http://a/b",
+    ):
+        (source / "a.jsonl").write_text(json.dumps({"image": {"bytes": None, "path": name}}))
+        with pytest.raises(DataError, match="row 0"):
+            list(write_dataset(source, tmp_path / "no"))
 
 
 def test_pictures_of_telephones_are_jpegs_and_masks_that_png_cannot_hold_are_refused(tmp_path: Path) -> None:

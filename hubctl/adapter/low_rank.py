@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hubctl.adapter.layers import Layer
-from hubctl.adapter.tensors import from_array, to_array
+from hubctl.adapter.tensors import FLOATS, from_array, to_array
 
 if TYPE_CHECKING:
     from hubctl.adapter.tensors import Array
@@ -89,8 +89,13 @@ def truncated(x: Factors, rank: int) -> Factors:
 
 
 def with_factors(layer: Layer, x: Factors, alpha: float, dtype: str | None = None) -> Layer:
-    """`layer` with other matrices (which hold no scale) and another alpha, in `dtype` or those it has."""
+    """`layer` with other matrices (which hold no scale) and another alpha, in `dtype` or those it has.
+
+    Integers, which would round all of it away, become float32.
+    """
     rank = len(x.a)
-    a = from_array(x.a.reshape(rank, *layer.a.shape[1:]), dtype or layer.a.dtype)
-    b = from_array(x.b.reshape(layer.b.shape[0], rank, *layer.b.shape[2:]), dtype or layer.b.dtype)
+    kinds = (dtype or tensor.dtype for tensor in (layer.a, layer.b))
+    of_a, of_b = (kind if kind in FLOATS else "F32" for kind in kinds)
+    a = from_array(x.a.reshape(rank, *layer.a.shape[1:]), of_a)
+    b = from_array(x.b.reshape(layer.b.shape[0], rank, *layer.b.shape[2:]), of_b)
     return replace(layer, a=a, b=b, alpha=alpha)

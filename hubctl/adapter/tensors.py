@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""The types that `from_array` rounds to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
@@ -135,7 +138,7 @@ def to_array(tensor: Tensor, where: str = "a tensor") -> Array:
 
 
 def from_array(array: Array, dtype: str) -> Tensor:
-    """The numbers of `array`, rounded to the nearest of `dtype` (F64, F32, F16 or BF16)."""
+    """The numbers of `array`, rounded to the nearest of `dtype`, one of FLOATS."""
     import numpy as np
 
     if dtype == "BF16":

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hubctl.adapter.contents import Dialect, read_adapter
+from hubctl.adapter.contents import Adapter, Dialect, read_adapter
 from hubctl.adapter.derive import resized
 from hubctl.adapter.diff import diff
 from hubctl.adapter.resize import resize
+from hubctl.adapter.tensors import Tensor
 from tests.adapters import contents, write_adapter
 from tests.hubctl.adapter.random_lora import dense, layer, write
 
@@ -88,3 +90,15 @@ def test_dora_keeps_its_magnitudes_and_says_so(tmp_path: Path) -> None:
     (found,) = read_adapter(tmp_path / "out").layers
     assert (found.magnitude, found.rank) == (magnitude, 2)
     assert diff(source, tmp_path / "out").layers[0].magnitude_change == 0
+
+
+def test_whole_numbers_become_float32_instead_of_being_rounded_away() -> None:
+    def whole(shape: tuple[int, int], seed: int) -> Tensor:
+        data = np.random.default_rng(seed).integers(-9, 9, shape).astype("<i4").tobytes()
+        return Tensor("I32", shape, data)
+
+    one = replace(layer(), a=whole((4, 10), 1), b=whole((12, 4), 2))
+    (cut,) = resize(Adapter(dialect="diffusers", layers=(one,)), 2).layers
+    assert (cut.a.dtype, cut.b.dtype) == ("F32", "F32")
+    u, values, v = np.linalg.svd(dense(one), full_matrices=False)
+    np.testing.assert_allclose(dense(cut), (u[:, :2] * values[:2]) @ v[:2], rtol=1e-5, atol=1e-4)

@@ -36,11 +36,14 @@ def load_pipeline(
     )
 
 
+def variant_alone(component: Path) -> str | None:
+    """What to ask for where a component's folder has no weights but those of a variant: `fp16`, say."""
+    plain = any(path.name.endswith(_PLAIN) for path in component.iterdir())
+    files = sorted(component.glob("*model.*.safetensors"))
+    return re.split(r"[.-]", files[0].name)[1] if files and not plain else None
+
+
 def _variant(folder: Path) -> str | None:
-    """What to ask diffusers for where a component has no weights but those of a variant: `fp16`, say."""
-    for component in sorted(path.parent for path in folder.glob("*/config.json")):
-        plain = any(path.name.endswith(_PLAIN) for path in component.iterdir())
-        files = sorted(component.glob("*model.*.safetensors"))
-        if files and not plain:
-            return re.split(r"[.-]", files[0].name)[1]
-    return None
+    """What to ask diffusers for where one of the components needs it; it takes the others as they are."""
+    components = sorted(path.parent for path in folder.glob("*/config.json"))
+    return next((found for found in map(variant_alone, components) if found), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,14 @@ def test_dreambooth_draws_its_class_images(tmp_path: Path, subject: Trained) -> 
     assert len(list((tmp_path / "class").glob("*.png"))) == 3
 
 
-def test_text_encoders_train_along(tmp_path: Path, style: Trained) -> None:
-    _whole(dataclasses.replace(style.config, output=tmp_path / "out", train_text_encoder=True))
+def test_text_encoders_train_along_where_a_base_is_published_as_a_variant_alone(
+    tmp_path: Path, style: Trained
+) -> None:
+    base = shutil.copytree(style.base, tmp_path / "base")
+    for weights in list(base.rglob("*.safetensors")):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    config = dataclasses.replace(style.config, base=str(base), output=tmp_path / "out")
+    _whole(dataclasses.replace(config, train_text_encoder=True))
 
 
 def test_new_words_train_along(tmp_path: Path, subject: Trained) -> None:

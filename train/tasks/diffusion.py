@@ -25,7 +25,7 @@ from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from hubctl.hub.cache import ENCODED
 from hubctl.modeling.new_tokens import load_new_tokens
-from hubctl.modeling.pipelines import load_pipeline
+from hubctl.modeling.pipelines import load_pipeline, variant_alone
 from hubctl.modeling.quantize import quantize
 from hubctl.settings import environment
 from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
@@ -345,7 +345,8 @@ class Diffusion:
         """The component `name` as the base has it, in the precision that it is trained in."""
         setup = self.setup
         dtype = torch.float32 if name in self.encoders else setup.frozen_dtype
-        part = kind.from_pretrained(setup.base.path / name, dtype=dtype)
+        folder = setup.base.path / name
+        part = kind.from_pretrained(folder, dtype=dtype, variant=variant_alone(folder))
         if name not in self.encoders:
             quantize(part, setup.config.quantize)
         return part.to(setup.device)

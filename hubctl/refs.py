@@ -21,7 +21,8 @@ def check_repo_id(repo_id: str) -> str:
     if not sound or not all(_SEGMENT.fullmatch(p) and ".." not in p and "--" not in p for p in parts):
         raise InputError(
             f"'{repo_id}' is not a repository id",
-            hint="write it as OWNER/NAME, for example alice/line-art (letters, digits, - _ .)",
+            hint="write it as OWNER/NAME, for example alice/line-art: letters, digits, - _ . "
+            "(at most 96 in each, no -- or .., no .git at the end)",
         )
     return repo_id
 

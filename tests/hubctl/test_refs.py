@@ -40,6 +40,15 @@ def test_everything_else_is_refused_with_a_hint(text: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"), [("alice/ca--ts", "no --"), ("alice/" + "b" * 97, "at most 96"), ("a/b.git", "no .git")]
+)
+def test_the_hint_tells_the_rule_that_a_name_breaks(text: str, rule: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_repo_id(text)
+    assert rule in str(caught.value.hint)
+
+
 @given(st.text(st.sampled_from("aB0-_.-/@ é\n"), max_size=12))
 def test_what_is_accepted_the_hub_accepts_too(text: str) -> None:
     try:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
 
 from hubctl.modeling.linear_segmenter import LinearSegmenter, LinearSegmenterConfig
+from hubctl.modeling.variants import variant_alone
 
 
 def load_segmenter(
@@ -36,6 +37,8 @@ def load_segmenter(
         numbers = {name: number for number, name in labels.items()}
         changes = {"id2label": dict(labels), "label2id": numbers}
     where: dict[str, Any] = {"local_files_only": local_files_only}
+    if Path(base).is_dir():
+        where["variant"] = variant_alone(Path(base))
     if type(AutoConfig.from_pretrained(base, **where)) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         return AutoModelForSemanticSegmentation.from_pretrained(
             base, dtype=dtype, ignore_mismatched_sizes=labels is not None, **changes, **where

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-_PLAIN = ("model.safetensors", "model.safetensors.index.json")
+from hubctl.modeling.variants import variant_alone
 
 
 def load_pipeline(
@@ -34,13 +33,6 @@ def load_pipeline(
     return DiffusionPipeline.from_pretrained(
         folder, dtype=kinds, variant=_variant(folder), local_files_only=True, **absent
     )
-
-
-def variant_alone(component: Path) -> str | None:
-    """What to ask for where a component's folder has no weights but those of a variant: `fp16`, say."""
-    plain = any(path.name.endswith(_PLAIN) for path in component.iterdir())
-    files = sorted(component.glob("*model.*.safetensors"))
-    return re.split(r"[.-]", files[0].name)[1] if files and not plain else None
 
 
 def _variant(folder: Path) -> str | None:

@@ -25,8 +25,9 @@ from hubctl.base_models import BaseModel
 from hubctl.errors import InputError
 from hubctl.hub.cache import ENCODED
 from hubctl.modeling.new_tokens import load_new_tokens
-from hubctl.modeling.pipelines import load_pipeline, variant_alone
+from hubctl.modeling.pipelines import load_pipeline
 from hubctl.modeling.quantize import quantize
+from hubctl.modeling.variants import variant_alone
 from hubctl.settings import environment
 from train.adapt import CLIP_TARGETS, lora_config, require_useful_rank, resolve_targets, trained_in_float32
 from train.buckets import Size, nearest_bucket

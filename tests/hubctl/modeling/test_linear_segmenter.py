@@ -57,6 +57,14 @@ def logits(model: Any, images: torch.Tensor) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("name", ["beit", "linear-vit"])
+def test_weights_of_a_variant_alone_are_found(tmp_path: Path, name: str) -> None:
+    base, images = write_segmenter(tmp_path / "base", name), pixels(64, 64)
+    plain = logits(load_segmenter(base), images)
+    (base / "model.safetensors").rename(base / "model.fp16.safetensors")
+    torch.testing.assert_close(logits(load_segmenter(base), images), plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64), (40, 48)])
 def test_logits_are_one_linear_layer_of_the_patches(
     backbone: tuple[Path, str], height: int, width: int

@@ -2,7 +2,8 @@
 
     HubctlError                      message + hint (the next command to type)
      ├── InputError                  a field, flag, file or setting is wrong
-     │    └── DataError              training data: folder, caption, mask, image
+     │    ├── DataError              training data: folder, caption, mask, image
+     │    └── DivergedError          a training came to numbers that are none: its rate is too high
      ├── NotFoundError               no such repository, revision, adapter, base, remote
      ├── AccessError                 no token, a wrong token, or no right to do this
      ├── AdapterError                the adapter itself is refused
@@ -51,6 +52,10 @@ class InputError(HubctlError):
 
 class DataError(InputError):
     """Training data cannot be used: the folder, a caption, a mask or an image."""
+
+
+class DivergedError(InputError):
+    """A training came to numbers that are none, which a lower rate mends."""
 
 
 class NotFoundError(HubctlError):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hubctl.errors import InputError
+from hubctl.errors import DivergedError, InputError
 from train.adapt import training_mode
 from train.config import TrainConfig
 from train.events import Event, StepDone, Warned
@@ -38,8 +38,9 @@ def run_steps(
     not count as training time. Of several processes each does its part of every step, and all decide alike.
 
     Raises:
-        InputError: training diverged in spite of smaller rates, not even one image fits into memory, or one
-            of several processes has none left for an update.
+        DivergedError: there are no numbers to go on with, in spite of smaller rates.
+        InputError: not even one image fits into memory, or one of several processes has none left for an
+            update.
     """
     ranks = Ranks(accelerator)
     training_mode(state.module)
@@ -76,7 +77,7 @@ def run_steps(
                 break
             else:
                 blamed = _blame(task, state, ranks, indices)
-                raise InputError(
+                raise DivergedError(
                     f"training has diverged at step {progress.step + 1}: {blamed}",
                     hint=f"train again with a lower rate: --lr {plan.learning_rate / 16:.0e}",
                 )

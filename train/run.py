@@ -13,7 +13,7 @@ from hubctl.adapter.gate import gate
 from hubctl.adapter.package import new_folder
 from hubctl.base_models import BaseModel, FetchBase
 from hubctl.cpu import tune_cpu
-from hubctl.errors import InputError
+from hubctl.errors import DivergedError, InputError
 from hubctl.settings import place
 from train.between import Opened, Stop, looked_after, looks, take_best
 from train.config import TrainConfig
@@ -171,7 +171,7 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
     """After the steps: the best state judged, and the adapter folder made of it.
 
     Raises:
-        InputError: there is no adapter to keep, since the last steps spoilt it.
+        DivergedError: there is no adapter to keep, since the last steps spoilt it.
     """
     from train import export
 
@@ -181,7 +181,7 @@ def _finished(opened: Opened, work: Work) -> Iterator[Event]:
     opened.accelerator.unwrap_model(state.module, keep_fp32_wrapper=False)
     kept = take_best(state)
     if not state.is_finite():
-        raise InputError(
+        raise DivergedError(
             "training has diverged: the adapter's weights are no numbers any more",
             hint=f"train again with a lower rate: --lr {plan.learning_rate / 16:.0e}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hubctl.errors import InputError, IntegrityError
+from hubctl.errors import DivergedError, IntegrityError
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference, relative to the largest value; sums in another order differ by rounding alone."""
@@ -30,11 +30,11 @@ def require_same_answer(trained: torch.Tensor, loaded: torch.Tensor, dtype: torc
     """The largest difference of two answers, relative to the largest value.
 
     Raises:
-        InputError: the trained model's answer is no number.
+        DivergedError: the trained model's answer is no number.
         IntegrityError: it is above what rounding in `dtype` explains.
     """
     if not bool(torch.isfinite(trained).all()):
-        raise InputError(
+        raise DivergedError(
             "training has diverged: the trained model answers with what is no number",
             hint="train again with a lower --lr",
         )

@@ -14,7 +14,7 @@ import click
 from hubctl.cli.evaluate import shown
 from hubctl.cli.output import Output, duration
 from hubctl.cli.train import config_of, fetch_base, run_training, train
-from hubctl.errors import InputError
+from hubctl.errors import DivergedError, InputError
 from hubctl.settings import place
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
     grid = cells(config, *lists)
     base = locate_base(config.base, fetch=fetch_base)
     hashes = checked(config, grid, base)
+    kept: list[TrainConfig] = []
     rows: list[Row] = []
     spent_s: list[float] = []
     for number, cell in enumerate(grid, start=1):
@@ -79,26 +80,36 @@ def _run(task: str, out: Output, /, embedder: str | None = None, **settings: Any
         out.note(f"[{number}/{len(grid)}] {cell.output.name}{left}")
         started_s = time.monotonic()
         done = is_done(cell, base, hashes)
+        trained = done or _train(out, cell)
         if not done:
-            _train(out, cell)
             spent_s.append(time.monotonic() - started_s)
-        rows.append(row(cell.output, judged=_judged(out, cell, embedder, again=not done)))
+        if trained:
+            kept.append(cell)
+            rows.append(row(cell.output, judged=_judged(out, cell, embedder, again=not done)))
+    if not rows:
+        raise DivergedError("every training of the grid has diverged", hint="sweep over lower rates: --lr")
     winner = best(rows)
     answer: dict[str, Any] = {
-        "best": str(grid[winner].output) if winner is not None else None,
-        "sheet": draw_sheet([cell.output for cell in grid], config.output),
+        "best": str(kept[winner].output) if winner is not None else None,
+        "sheet": draw_sheet([cell.output for cell in kept], config.output),
         "rows": rows,
+        "diverged": [str(cell.output) for cell in grid if cell not in kept],
     }
     (config.output / TABLE).write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
     _show(out, answer)
 
 
-def _train(out: Output, cell: TrainConfig) -> None:
-    """Train a cell, from where an earlier sweep was stopped."""
+def _train(out: Output, cell: TrainConfig) -> bool:
+    """Train a cell, from where an earlier sweep was stopped; false if it diverges, as others need not."""
     from train.work import Work, work_path
 
     work = Work(folder=work_path(cell.output))
-    run_training(out, dataclasses.replace(cell, resume=work.checkpoint.is_file()), resume_flag=())
+    try:
+        run_training(out, dataclasses.replace(cell, resume=work.checkpoint.is_file()), resume_flag=())
+    except DivergedError as error:
+        out.warn(f"{cell.output.name}: {error.message}")
+        return False
+    return True
 
 
 def _judged(out: Output, cell: TrainConfig, embedder: str | None, *, again: bool) -> dict[str, Any]:

@@ -113,3 +113,9 @@ def test_a_grid_is_trained_judged_and_gone_on_with(
     other = run_cli(*words, "--seed", "1", cwd=tmp_path)
     assert other.code != 0
     assert "was trained with other settings" in other.err
+    words[words.index("grid")], words[words.index("2,4,8")] = "wild", "2"
+    wild = run_cli(*words, "--lr", "1e-3,1e30", "--json", cwd=tmp_path)
+    assert wild.code == 0, wild.err
+    table = json.loads((tmp_path / "wild" / "sweep.json").read_text())
+    assert [row["lr"] for row in table["rows"]] == [1e-3]
+    assert table["diverged"] == [str(Path("wild", "rank-2_lr-1e+30_steps-2"))]

@@ -300,7 +300,7 @@ def _refuse_more_inputs(family: Family, folder: Path) -> None:
     inputs, outputs = values.get("in_channels", 4), values.get("out_channels", 4)
     if inputs != outputs:
         raise InputError(
-            f"the U-Net in {folder} takes {inputs} channels and gives {outputs}: it is for inpainting or editing",
+            f"the U-Net in {folder} takes {inputs} channels and gives {outputs}, as inpainting models do",
             hint="name an ordinary base: it inpaints too",
         )
 

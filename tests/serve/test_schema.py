@@ -30,9 +30,9 @@ def subclasses(cls: type[HubctlError]) -> list[type[HubctlError]]:
 
 
 STATUSES = {
-    "HubctlError": 500, "InputError": 400, "DataError": 400, "NotFoundError": 404, "AccessError": 401,
-    "AdapterError": 422, "AdapterMismatchError": 409, "IntegrityError": 502, "ConflictError": 409,
-    "UnavailableError": 503, "OverloadedError": 429,
+    "HubctlError": 500, "InputError": 400, "DataError": 400, "DivergedError": 400, "NotFoundError": 404,
+    "AccessError": 401, "AdapterError": 422, "AdapterMismatchError": 409, "IntegrityError": 502,
+    "ConflictError": 409, "UnavailableError": 503, "OverloadedError": 429,
 }  # fmt: skip
 
 

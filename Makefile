@@ -9,11 +9,10 @@ DEMO_DIR ?= demo-out
 demo: .venv/installed
 	$(BIN)/hubctl demo --workdir $(DEMO_DIR)
 
-# Files side by side, one more than there are cores, as some wait for processes that they start: each computes with one
-# thread, or they would wait for each other. Tests start hundreds of processes, which are to find hubctl compiled.
-test: WORKERS = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 4))')
+# Files side by side, as many as there are cores: each computes with one thread, or they would wait for each other.
+# Tests start hundreds of processes, which are to find hubctl compiled.
 test: .venv/installed
-	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Other versions of huggingface_hub, npm's client, a caching proxy: each in an environment of its own, in .clients.
 test-clients: .venv/installed

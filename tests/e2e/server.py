@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from hubctl.settings import child_environment
 
-START_S = 180
-STOP_S = 30
+START_S = 600
+STOP_S = 120
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from tests.e2e.server import descendants, wait_until_gone
 from tests.registry_server import RegistryServer
 from tests.train import tiny
 
-START_S = 90
+START_S = 300
 BIN = Path(sys.executable).parent
 
 

@@ -18,7 +18,7 @@ from hubctl.settings import child_environment
 
 WHOLE_S = 400
 """A whole `--fast` run takes about a minute on two free cores."""
-START_S = 120
+START_S = 600
 
 
 def start_demo(workdir: Path, *words: str) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,7 +31,9 @@ class Forks:
     """The process, started at once: what it imports is ready when it answers first."""
 
     def __init__(self, *modules: str) -> None:
-        self._address = str(Path(tempfile.mkdtemp(prefix="hubctl-forks-"), "socket"))
+        folder = tempfile.mkdtemp(prefix="hubctl-forks-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        self._address = str(Path(folder, "socket"))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)
             listener.listen(16)

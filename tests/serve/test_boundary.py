@@ -5,10 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from serve.api import create_app
+from serve.boundary import Boundary, Metrics
 from tests.serve.local import Shelf, open_local
+
+
+def test_a_disconnect_after_the_answer_is_its_end_and_no_client_that_left() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response("done")(scope, receive, send)
+        await receive()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        pass
+
+    metrics = Metrics()
+    boundary = Boundary(app, metrics=metrics, max_body_bytes=1, send_request_id=False)
+    asyncio.run(boundary({"type": "http", "headers": []}, receive, send))
+    answered = {"route": "other", "status": "200"}
+    assert metrics.registry.get_sample_value("hubctl_requests_total", answered) == 1
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,7 @@ def embedded(file: str | None) -> dict[str, bytes] | None:
 
 def table(columns: dict[str, Any], images: tuple[str, ...] = ("image",)) -> Any:
     """A dataset with its pictures in it, given as files, as it is published."""
-    pictures = {
-        name: [file and {"bytes": Path(file).read_bytes()} for file in columns[name]] for name in images
-    }
+    pictures = {name: [embedded(file) for file in columns[name]] for name in images}
     made: Any = datasets.Dataset.from_dict(columns | pictures)
     for name in images:
         made = made.cast_column(name, datasets.Image())

@@ -58,6 +58,20 @@ def test_a_repository_that_was_just_created_counts_as_new(hub: Hub, tmp_path: Pa
     assert commit(hub, tmp_path, "first", None)
 
 
+def test_a_repository_that_somebody_else_makes_meanwhile_is_gone_on_with(hub: Hub, tmp_path: Path) -> None:
+    repo, passed_on = f"{hub.whoami()}/both", CountingProxy(hub.endpoint)
+    hub.api().create_repo(repo)
+    missing = [always(404, b"{}", X_Error_Code="RepoNotFound")]
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        (missing.pop() if missing and repo in request.path else passed_on)(request)
+
+    with serving(answer) as endpoint:
+        upload(Hub(endpoint, hub.token, "proxy"), files(tmp_path, "new"), repo, parent=None, message="m")
+    assert not missing
+    assert "notes.txt" in hub.repo_info(AdapterRef(repo)).files
+
+
 UNREADABLE = "---\ntags: [a\n---\n"
 
 
